@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`. Both create .venv from the lock.
+PYTHON ?= python3
+BIN    := .venv/bin
+READY  := .venv/.ready
+
+.PHONY: help setup quickstart test test-all check format protos lock bench up down clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## create .venv from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: $(READY)  ## handwritten digits: pretrain a mixer, serve it, train two ranks on it
+	$(BIN)/samix quickstart --out runs/quickstart
+
+test: $(READY)  ## the fast tests
+	$(BIN)/python -m pytest
+
+test-all: $(READY)  ## every test this machine can run
+	$(BIN)/python -m pytest -m ""
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(READY)  ## rewrite the code as `check` wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+PROTOS := $(wildcard protos/samix/mixer/v1/*.proto)
+protos: $(READY)  ## regenerate samix/mixer/v1 from protos/
+	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+lock:  ## resolve requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-index-url --constraint constraints.txt --output-file requirements.lock
+
+clean:  ## remove what runs and tests left behind
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The mixer server: hosts frozen mixers and answers gRPC."""

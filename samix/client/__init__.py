@@ -1,0 +1,1 @@
+"""The remote engine: channel, retries, and mixed batches several steps ahead."""

@@ -1,0 +1,68 @@
+"""Everything that can go wrong, as one tree; status.py gives each remote error its gRPC status.
+
+InputError (ValueError)      what a person wrote: programs print the sentence and exit with 2
+  ArtefactError              a mixer file that is missing, damaged or of another format
+  ShardError                 a shard, index or sample that cannot be used
+  ConfigError                a flag, recipe or environment variable
+
+MixerError                   what happened to one mix
+  BadBatch (also InputError) the batch itself is wrong; retrying cannot help
+  MixerNotFound              no mixer of that name or version on that server
+  MixerUnavailable           down, warming up or draining; try another replica
+  MixerOverloaded            queue full; try again after `retry_after_s`
+  MixerTimeout               no answer before the deadline; safe to try again
+  MixerCancelled             the caller gave up
+  MixerBroken                a bug on the server; tell its operators
+"""
+
+
+class InputError(ValueError):
+    """Something a person wrote is wrong; the message holds the value and the cure."""
+
+
+class ArtefactError(InputError):
+    """A mixer artefact cannot be read or used."""
+
+
+class ShardError(InputError):
+    """A shard, an index or a sample cannot be read or used."""
+
+
+class ConfigError(InputError):
+    """A flag, a recipe or an environment variable is wrong."""
+
+
+class MixerError(Exception):
+    """One mix failed; the subclass says what a caller can do about it."""
+
+
+class BadBatch(MixerError, InputError):
+    """The batch is wrong: rank, dtype, size, lam or partner."""
+
+
+class MixerNotFound(MixerError):
+    """The server hosts no mixer of that name or version."""
+
+
+class MixerUnavailable(MixerError):
+    """The server cannot be reached, warms up or drains."""
+
+
+class MixerOverloaded(MixerError):
+    """The server refused the work because its queue is full."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class MixerTimeout(MixerError):
+    """The deadline passed before the answer came."""
+
+
+class MixerCancelled(MixerError):
+    """The caller cancelled the request."""
+
+
+class MixerBroken(MixerError):
+    """The server failed in a way it should not have."""

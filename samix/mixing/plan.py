@@ -1,0 +1,87 @@
+"""Who is mixed with whom, and how much: drawn once by whoever asks for the mix, from an explicit generator."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samix.errors import BadBatch
+from samix.mixing.batch import MixPlan
+
+
+def draw_plan(batch_size: int, *, alpha: float, generator: torch.Generator, per_sample: bool = False) -> MixPlan:
+    """Draw a pairing and mixing ratios; `generator` (on the CPU) is consumed.
+
+    Args:
+        batch_size: number of images B, at least 1.
+        alpha: both parameters of the Beta distribution of lam; 2 for SAMix, 1 for Mixup on CIFAR.
+        generator: where the randomness comes from.
+        per_sample: draw one lam for each image instead of one for the batch.
+
+    Raises:
+        ValueError: if `batch_size` or `alpha` is not positive.
+    """
+    if batch_size < 1 or not alpha > 0:
+        raise ValueError(f"batch_size and alpha must be positive, got {batch_size} and {alpha}")
+    draws = _beta(alpha, batch_size if per_sample else 1, generator)
+    return MixPlan(lam=draws.expand(batch_size).contiguous(), partner=torch.randperm(batch_size, generator=generator))
+
+
+def resolve_plan(
+    batch_size: int,
+    *,
+    lam: float | Tensor | None,
+    partner: Tensor | None,
+    generator: torch.Generator | None,
+    alpha: float,
+) -> MixPlan:
+    """Complete what a caller of `Mixer.mix` gave: check lam and partner, draw the missing ones.
+
+    Raises:
+        BadBatch: if lam leaves [0, 1], partner is no permutation, or something must be drawn and there is no generator.
+    """
+    if lam is None or partner is None:
+        if generator is None:
+            raise BadBatch("give seed=, or both lam= and partner=, so that the mix can be repeated")
+        drawn = draw_plan(batch_size, alpha=alpha, generator=generator)
+        lam = drawn.lam if lam is None else lam
+        partner = drawn.partner if partner is None else partner
+    return MixPlan(lam=_checked_lam(lam, batch_size), partner=_checked_partner(partner, batch_size))
+
+
+def generator_for(*parts: int | str) -> torch.Generator:
+    """Make a CPU generator whose stream depends on every part, for example (run seed, epoch, step, rank).
+
+    Hashed rather than added up, so that (seed 1, step 2) and (seed 2, step 1) are unrelated.
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
+    # torch.distributions takes no generator; numpy's sampler also stays exact for a tiny alpha.
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    return torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, count)).float()
+
+
+def _checked_lam(lam: float | Tensor, batch_size: int) -> Tensor:
+    values = torch.as_tensor(lam, dtype=torch.float32, device="cpu")
+    if values.dim() == 0:
+        values = values.expand(batch_size).contiguous()
+    if values.shape != (batch_size,):
+        raise BadBatch(f"lam must be a number or [{batch_size}], got {list(values.shape)}")
+    outside = ~((values >= 0) & (values <= 1))  # also catches NaN
+    if outside.any():
+        raise BadBatch(f"lam must lie in [0, 1], got {values[outside][0].item()}")
+    return values
+
+
+def _checked_partner(partner: Tensor, batch_size: int) -> Tensor:
+    indices = torch.as_tensor(partner, device="cpu")
+    if indices.dtype.is_floating_point or indices.shape != (batch_size,):
+        raise BadBatch(f"partner must be int64 [{batch_size}], got {indices.dtype} {list(indices.shape)}")
+    indices = indices.long()
+    if not torch.equal(indices.sort().values, torch.arange(batch_size)):
+        raise BadBatch(f"partner must be a permutation of 0..{batch_size - 1}, got {indices.tolist()}")
+    return indices

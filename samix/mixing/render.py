@@ -1,0 +1,60 @@
+"""From mask logits to mixed pixels: the part of a mix that the server and every client compute alike.
+
+The mixer answers logits at feature resolution (14 x 14 for 224 px). Upsampling comes before the sigmoid, to the size of
+the image rather than by a factor, so that sides need not be multiples of the stride.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Upsampling = Literal["nearest", "bilinear"]
+
+LOGIT_LIMIT = 30.0
+"""Logits are clamped to +-30: sigmoid(30) is 1 in float32, and infinite ones would become NaN when interpolated."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rendering:
+    """How the logits of one mixer become masks."""
+
+    upsampling: Upsampling
+    """`bilinear` for SAMix (corners not aligned), `nearest` for AutoMix."""
+    lam_margin: float
+    """Pairs with lam or 1 - lam up to this share get the constant mask lam (plain Mixup); 0 keeps all masks learned."""
+
+
+def render_masks(logits: Tensor, lam: Tensor, size: tuple[int, int], rendering: Rendering) -> Tensor:
+    """Turn logits into masks.
+
+    Args:
+        logits: [B, 1, h, w] of image i's share, any float type.
+        lam: float32 [B] on the device of the logits.
+        size: height and width of the images.
+        rendering: the mixer's settings.
+
+    Returns:
+        float32 [B, 1, H, W] in [0, 1], the share of image i.
+    """
+    if rendering.upsampling == "bilinear":
+        upsampled = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+    else:
+        upsampled = F.interpolate(logits.float(), size, mode="nearest")
+    masks = upsampled.sigmoid_()
+    share = lam.view(-1, 1, 1, 1)
+    plain = torch.minimum(share, 1 - share) <= rendering.lam_margin
+    return torch.where(plain, share, masks)
+
+
+def blend(images: Tensor, partner: Tensor, masks: Tensor) -> Tensor:
+    """Mix a batch with its partners pixel by pixel: masks * x + (1 - masks) * x[partner]. AutoMix, arXiv:2103.13027.
+
+    Args:
+        images: float32 [B, C, H, W].
+        partner: int64 [B] on the device of the images.
+        masks: float32 [B, 1, H, W] in [0, 1].
+    """
+    return torch.lerp(images[partner], images, masks)

@@ -1,0 +1,74 @@
+"""The one table between our errors and gRPC statuses, read by the server one way and by the client the other way.
+
+RESOURCE_EXHAUSTED means "again later" only when `google.rpc.RetryInfo` comes with it: gRPC itself answers the same code
+for a message over the size limit, and no retry helps that one.
+"""
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from samix.errors import (
+    BadBatch,
+    MixerBroken,
+    MixerCancelled,
+    MixerError,
+    MixerNotFound,
+    MixerOverloaded,
+    MixerTimeout,
+    MixerUnavailable,
+)
+
+STATUS_OF: dict[type[MixerError], grpc.StatusCode] = {
+    BadBatch: grpc.StatusCode.INVALID_ARGUMENT,
+    MixerNotFound: grpc.StatusCode.NOT_FOUND,
+    MixerUnavailable: grpc.StatusCode.UNAVAILABLE,
+    MixerOverloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    MixerTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
+    MixerCancelled: grpc.StatusCode.CANCELLED,
+    MixerBroken: grpc.StatusCode.INTERNAL,
+}
+
+_ERROR_OF = {status: error for error, status in STATUS_OF.items()}
+
+
+def to_status(error: MixerError) -> grpc.Status:
+    """Make the status a servicer aborts with, RetryInfo included (`context.abort_with_status`)."""
+    code: int = STATUS_OF[type(error)].value[0]  # the number on the wire
+    status = status_pb2.Status(code=code, message=str(error))
+    if isinstance(error, MixerOverloaded):
+        status.details.append(_retry_info(error.retry_after_s))
+    return rpc_status.to_status(status)
+
+
+def from_rpc_error(error: grpc.RpcError, target: str) -> MixerError:
+    """Translate what gRPC raised into our tree; `target` is the address that was asked, for the message."""
+    assert isinstance(error, grpc.Call)  # every RpcError of a call is also the call
+    code, sentence = error.code(), error.details() or "no details"
+    message = f"mixer at {target}: {sentence} ({code.name})"
+    if code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return _ERROR_OF.get(code, MixerBroken)(message)
+    retry_after_s = _retry_after_s(error)
+    if retry_after_s is None:
+        return BadBatch(f"{message}; the message is over a size limit, send smaller batches")
+    return MixerOverloaded(message, retry_after_s)
+
+
+def _retry_info(delay_s: float) -> any_pb2.Any:
+    delay = duration_pb2.Duration()
+    delay.FromNanoseconds(round(delay_s * 1e9))
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return packed
+
+
+def _retry_after_s(call: grpc.Call) -> float | None:
+    status = rpc_status.from_call(call)
+    if status is None or status.code != code_pb2.RESOURCE_EXHAUSTED:
+        return None
+    for detail in status.details:
+        info = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            return info.retry_delay.ToNanoseconds() / 1e9
+    return None

@@ -1,0 +1,181 @@
+"""What crosses the wire, as numpy arrays: the one place that fills and reads the protobuf messages.
+
+Decoding checks everything that can be checked without knowing a mixer; limits of a server are the server's business.
+Arrays are views of the message's bytes, hence read-only.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from samix.errors import BadBatch, MixerBroken
+from samix.mixer.v1 import mixer_pb2 as pb
+from samix.mixing.render import LOGIT_LIMIT, Rendering, Upsampling
+
+_PIXEL_FORMATS: dict[np.dtype, pb.PixelFormat] = {
+    np.dtype(np.uint8): pb.PIXEL_FORMAT_UINT8,
+    np.dtype("<f4"): pb.PIXEL_FORMAT_FLOAT32,
+}
+_PIXEL_DTYPES = {number: dtype for dtype, number in _PIXEL_FORMATS.items()}
+_UPSAMPLINGS: dict[Upsampling, pb.Upsampling] = {
+    "nearest": pb.UPSAMPLING_NEAREST,
+    "bilinear": pb.UPSAMPLING_BILINEAR,
+}
+_UPSAMPLING_NAMES = {number: name for name, number in _UPSAMPLINGS.items()}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixCall:
+    """One request. B is the batch size."""
+
+    mixer: str
+    """Name of the mixer; may be empty where the server hosts exactly one."""
+    version: str = ""
+    """Weights version to pin; empty takes the loaded one."""
+    pixels: np.ndarray
+    """uint8 or float32 (0..1) [B, 3, H, W]."""
+    lam: np.ndarray
+    """float32 [B] in [0, 1]."""
+    partner: np.ndarray
+    """int64 [B], a permutation."""
+    wants_images: bool = False
+    """Answer mixed images beside the logits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixReply:
+    """One answer."""
+
+    mixer: str
+    """Name of the mixer that answered."""
+    version: str
+    """Version of its weights."""
+    rendering: Rendering
+    """How to turn the logits into masks."""
+    mask_logits: np.ndarray
+    """float16 [B, 1, h, w] of image i's share."""
+    images: np.ndarray | None = None
+    """uint8 [B, 3, H, W], mixed; None unless they were asked for."""
+
+
+def encode_request(call: MixCall) -> pb.MixRequest:
+    """Fill a request; the caller has checked the batch."""
+    return pb.MixRequest(
+        mixer=call.mixer,
+        version=call.version,
+        reply_format=pb.REPLY_FORMAT_IMAGES if call.wants_images else pb.REPLY_FORMAT_MASK_LOGITS,
+        pixel_format=_PIXEL_FORMATS[call.pixels.dtype],
+        shape=call.pixels.shape,
+        lam=call.lam.tolist(),
+        partner=call.partner.tolist(),
+        pixels=call.pixels.tobytes(),
+    )
+
+
+def decode_request(request: pb.MixRequest) -> MixCall:
+    """Read and check a request.
+
+    Raises:
+        BadBatch: whatever is wrong with it, by value.
+    """
+    if request.reply_format not in (pb.REPLY_FORMAT_MASK_LOGITS, pb.REPLY_FORMAT_IMAGES):
+        raise BadBatch(f"reply_format must be MASK_LOGITS (1) or IMAGES (2), got {request.reply_format}")
+    pixels = _decode_pixels(request)
+    batch_size = len(pixels)
+    return MixCall(
+        mixer=request.mixer,
+        version=request.version,
+        pixels=pixels,
+        lam=_decode_lam(request, batch_size),
+        partner=_decode_partner(request, batch_size),
+        wants_images=request.reply_format == pb.REPLY_FORMAT_IMAGES,
+    )
+
+
+def encode_response(reply: MixReply) -> pb.MixResponse:
+    """Fill a response."""
+    return pb.MixResponse(
+        mixer=reply.mixer,
+        version=reply.version,
+        rendering=encode_rendering(reply.rendering),
+        mask_shape=reply.mask_logits.shape,
+        mask_logits=reply.mask_logits.astype("<f2", copy=False).tobytes(),
+        pixels=b"" if reply.images is None else reply.images.tobytes(),
+    )
+
+
+def decode_response(response: pb.MixResponse, call: MixCall) -> MixReply:
+    """Read an answer to `call`.
+
+    Raises:
+        MixerBroken: if the answer does not fit the call.
+    """
+    shape = tuple(response.mask_shape)
+    fits = len(shape) == 4 and shape[:2] == (len(call.pixels), 1) and 0 not in shape
+    if not fits or len(response.mask_logits) != 2 * math.prod(shape):
+        raise MixerBroken(f"got {len(response.mask_logits)} bytes of masks {shape} for {len(call.pixels)} images")
+    logits = np.frombuffer(response.mask_logits, "<f2").reshape(shape)
+    if not (np.abs(logits) <= LOGIT_LIMIT).all():  # also catches NaN
+        raise MixerBroken(f"mask logits leave +-{LOGIT_LIMIT:.0f}; the mixer's weights may be damaged")
+    images = None
+    if call.wants_images:
+        if len(response.pixels) != call.pixels.size:
+            raise MixerBroken(f"got {len(response.pixels)} bytes of images, expected {call.pixels.size}")
+        images = np.frombuffer(response.pixels, np.uint8).reshape(call.pixels.shape)
+    return MixReply(
+        mixer=response.mixer,
+        version=response.version,
+        rendering=decode_rendering(response.rendering),
+        mask_logits=logits,
+        images=images,
+    )
+
+
+def encode_rendering(rendering: Rendering) -> pb.Rendering:
+    """Fill the message of the same name."""
+    return pb.Rendering(upsampling=_UPSAMPLINGS[rendering.upsampling], lam_margin=rendering.lam_margin)
+
+
+def decode_rendering(message: pb.Rendering) -> Rendering:
+    """Read the message of the same name.
+
+    Raises:
+        MixerBroken: if the upsampling is one this client does not know.
+    """
+    if message.upsampling not in _UPSAMPLING_NAMES:
+        raise MixerBroken(f"unknown upsampling {message.upsampling} in the answer; upgrade this client")
+    return Rendering(upsampling=_UPSAMPLING_NAMES[message.upsampling], lam_margin=message.lam_margin)
+
+
+def _decode_pixels(request: pb.MixRequest) -> np.ndarray:
+    shape = tuple(request.shape)
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        raise BadBatch(f"shape must be [batch, 3, height, width] with no empty side, got {list(shape)}")
+    dtype = _PIXEL_DTYPES.get(request.pixel_format)
+    if dtype is None:
+        raise BadBatch(f"pixel_format must be UINT8 (1) or FLOAT32 (2), got {request.pixel_format}")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(request.pixels) != expected:
+        raise BadBatch(f"pixels must be {expected} bytes for {dtype.name} {list(shape)}, got {len(request.pixels)}")
+    pixels = np.frombuffer(request.pixels, dtype).reshape(shape)
+    if dtype != np.uint8 and not (pixels.min() >= 0 and pixels.max() <= 1):  # False for NaN
+        raise BadBatch(f"float pixels must lie in [0, 1], got {pixels.min()} to {pixels.max()}")
+    return pixels
+
+
+def _decode_lam(request: pb.MixRequest, batch_size: int) -> np.ndarray:
+    lam = np.array(request.lam, np.float32)
+    if lam.shape != (batch_size,):
+        raise BadBatch(f"lam must hold one value for each of {batch_size} images, got {len(lam)}")
+    outside = ~((lam >= 0) & (lam <= 1))
+    if outside.any():
+        raise BadBatch(f"lam must lie in [0, 1], got {lam[outside][0]}")
+    return lam
+
+
+def _decode_partner(request: pb.MixRequest, batch_size: int) -> np.ndarray:
+    partner = np.array(request.partner, np.int64)
+    if partner.shape != (batch_size,) or not np.array_equal(np.sort(partner), np.arange(batch_size)):
+        raise BadBatch(f"partner must be a permutation of 0..{batch_size - 1}, got {partner.tolist()[:16]}")
+    return partner

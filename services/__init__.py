@@ -1,0 +1,1 @@
+"""Runtime shared by the programs: configuration, logs, signals, metrics pages and shards."""

@@ -1,0 +1,1 @@
+"""WebDataset shards: index, epoch order, reading, decoding and augmenting."""

@@ -1,0 +1,1 @@
+"""The trainer: torchrun workers that train on mixed batches."""

@@ -4,9 +4,12 @@ RESOURCE_EXHAUSTED means "again later" only when `google.rpc.RetryInfo` comes wi
 for a message over the size limit, and no retry helps that one.
 """
 
+import logging
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from samix.errors import (
@@ -20,6 +23,8 @@ from samix.errors import (
     MixerUnavailable,
 )
 
+log = logging.getLogger(__name__)
+
 STATUS_OF: dict[type[MixerError], grpc.StatusCode] = {
     BadBatch: grpc.StatusCode.INVALID_ARGUMENT,
     MixerNotFound: grpc.StatusCode.NOT_FOUND,
@@ -30,13 +35,14 @@ STATUS_OF: dict[type[MixerError], grpc.StatusCode] = {
     MixerBroken: grpc.StatusCode.INTERNAL,
 }
 
+_MAX_MESSAGE_BYTES = 1024  # sent twice, once percent-encoded, and all metadata must stay below 8 KiB
 _ERROR_OF = {status: error for error, status in STATUS_OF.items()}
 
 
 def to_status(error: MixerError) -> grpc.Status:
     """Make the status a servicer aborts with, RetryInfo included (`context.abort_with_status`)."""
     code: int = STATUS_OF[type(error)].value[0]  # the number on the wire
-    status = status_pb2.Status(code=code, message=str(error))
+    status = status_pb2.Status(code=code, message=_shortened(str(error)))
     if isinstance(error, MixerOverloaded):
         status.details.append(_retry_info(error.retry_after_s))
     return rpc_status.to_status(status)
@@ -55,6 +61,10 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> MixerError:
     return MixerOverloaded(message, retry_after_s)
 
 
+def _shortened(message: str) -> str:
+    return message.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
+
+
 def _retry_info(delay_s: float) -> any_pb2.Any:
     delay = duration_pb2.Duration()
     delay.FromNanoseconds(round(delay_s * 1e9))
@@ -64,11 +74,12 @@ def _retry_info(delay_s: float) -> any_pb2.Any:
 
 
 def _retry_after_s(call: grpc.Call) -> float | None:
-    status = rpc_status.from_call(call)
-    if status is None or status.code != code_pb2.RESOURCE_EXHAUSTED:
-        return None
-    for detail in status.details:
-        info = error_details_pb2.RetryInfo()
-        if detail.Unpack(info):
-            return info.retry_delay.ToNanoseconds() / 1e9
+    try:
+        status = rpc_status.from_call(call)
+        for detail in () if status is None else status.details:
+            info = error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                return max(info.retry_delay.ToNanoseconds() / 1e9, 0.0)
+    except (DecodeError, ValueError):  # details that cannot be read, or belong to another status, tell nothing
+        log.warning("unreadable_status_details code=%s", call.code().name)
     return None

@@ -22,7 +22,7 @@ _UPSAMPLINGS: dict[Upsampling, pb.Upsampling] = {
     "nearest": pb.UPSAMPLING_NEAREST,
     "bilinear": pb.UPSAMPLING_BILINEAR,
 }
-_UPSAMPLING_NAMES = {number: name for name, number in _UPSAMPLINGS.items()}
+_UPSAMPLING_NAMES: dict[int, Upsampling] = {number: name for name, number in _UPSAMPLINGS.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,9 +120,10 @@ def decode_response(response: pb.MixResponse, call: MixCall) -> MixReply:
         raise MixerBroken(f"mask logits leave +-{LOGIT_LIMIT:.0f}; the mixer's weights may be damaged")
     images = None
     if call.wants_images:
-        if len(response.pixels) != call.pixels.size:
-            raise MixerBroken(f"got {len(response.pixels)} bytes of images, expected {call.pixels.size}")
-        images = np.frombuffer(response.pixels, np.uint8).reshape(call.pixels.shape)
+        data = response.pixels  # once: every access copies all of it
+        if len(data) != call.pixels.size:
+            raise MixerBroken(f"got {len(data)} bytes of images, expected {call.pixels.size}")
+        images = np.frombuffer(data, np.uint8).reshape(call.pixels.shape)
     return MixReply(
         mixer=response.mixer,
         version=response.version,
@@ -155,10 +156,11 @@ def _decode_pixels(request: pb.MixRequest) -> np.ndarray:
     dtype = _PIXEL_DTYPES.get(request.pixel_format)
     if dtype is None:
         raise BadBatch(f"pixel_format must be UINT8 (1) or FLOAT32 (2), got {request.pixel_format}")
+    data = request.pixels  # once: every access copies all of it
     expected = math.prod(shape) * dtype.itemsize
-    if len(request.pixels) != expected:
-        raise BadBatch(f"pixels must be {expected} bytes for {dtype.name} {list(shape)}, got {len(request.pixels)}")
-    pixels = np.frombuffer(request.pixels, dtype).reshape(shape)
+    if len(data) != expected:
+        raise BadBatch(f"pixels must be {expected} bytes for {dtype.name} {list(shape)}, got {len(data)}")
+    pixels = np.frombuffer(data, dtype).reshape(shape)
     if dtype != np.uint8 and not (pixels.min() >= 0 and pixels.max() <= 1):  # False for NaN
         raise BadBatch(f"float pixels must lie in [0, 1], got {pixels.min()} to {pixels.max()}")
     return pixels

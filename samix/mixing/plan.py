@@ -9,6 +9,9 @@ from torch import Tensor
 from samix.errors import BadBatch
 from samix.mixing.batch import MixPlan
 
+SAMIX_ALPHA = 2.0
+"""The papers draw lam from Beta(2, 2) for every learned mixer."""
+
 
 def draw_plan(batch_size: int, *, alpha: float, generator: torch.Generator, per_sample: bool = False) -> MixPlan:
     """Draw a pairing and mixing ratios; `generator` (on the CPU) is consumed.
@@ -34,7 +37,7 @@ def resolve_plan(
     lam: float | Tensor | None,
     partner: Tensor | None,
     generator: torch.Generator | None,
-    alpha: float,
+    alpha: float = SAMIX_ALPHA,
 ) -> MixPlan:
     """Complete what a caller of `Mixer.mix` gave: check lam and partner, draw the missing ones.
 
@@ -51,12 +54,14 @@ def resolve_plan(
 
 
 def generator_for(*parts: int | str) -> torch.Generator:
-    """Make a CPU generator whose stream depends on every part, for example (run seed, epoch, step, rank).
+    """Make a CPU generator whose stream depends on every part, for example (run seed, epoch, step, rank)."""
+    return torch.Generator().manual_seed(derive_seed(*parts))
 
-    Hashed rather than added up, so that (seed 1, step 2) and (seed 2, step 1) are unrelated.
-    """
+
+def derive_seed(*parts: int | str) -> int:
+    """Hash the parts to a seed; hashed rather than added up, so that (1, 2) and (2, 1) are unrelated."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float
+
 Upsampling = Literal["nearest", "bilinear"]
 
 LOGIT_LIMIT = 30.0
@@ -58,3 +60,30 @@ def blend(images: Tensor, partner: Tensor, masks: Tensor) -> Tensor:
         masks: float32 [B, 1, H, W] in [0, 1].
     """
     return torch.lerp(images[partner], images, masks)
+
+
+def compose(images: Tensor, labels: Tensor | None, plan: MixPlan, logits: Tensor, rendering: Rendering) -> MixedBatch:
+    """Finish a mix on the device of the images: render the masks, blend the exact pixels, pair the labels.
+
+    Args:
+        images: uint8, or float in [0, 1], [B, 3, H, W].
+        labels: int64 [B], or None.
+        plan: what the logits were predicted for.
+        logits: [B, 1, h, w] of image i's share.
+        rendering: the mixer's settings.
+    """
+    plan = plan.to(images.device)
+    size = (images.shape[2], images.shape[3])
+    masks = render_masks(logits.to(images.device), plan.lam, size, rendering)
+    return mixed_batch(images, labels, plan, masks)
+
+
+def mixed_batch(images: Tensor, labels: Tensor | None, plan: MixPlan, masks: Tensor) -> MixedBatch:
+    """Blend with known masks float32 [B, 1, H, W] and pair the labels; everything on one device."""
+    return MixedBatch(
+        images=blend(as_unit_float(images), plan.partner, masks),
+        labels_a=labels,
+        labels_b=None if labels is None else labels[plan.partner.to(labels.device)],
+        lam=plan.lam,
+        masks=masks,
+    )

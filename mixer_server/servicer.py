@@ -1,0 +1,152 @@
+"""The methods of samix.mixer.v1.MixerService: reads requests, refuses what cannot be served, waits for the engine."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from mixer_server.batcher import Batcher
+from mixer_server.edge import Call, Edge, parse
+from mixer_server.job import GroupKey, Job
+from mixer_server.metrics import MixerMetrics
+from mixer_server.readiness import SERVICE, Readiness
+from mixer_server.registry import Registry
+from samix.errors import BadBatch, ConfigError, MixerCancelled, MixerOverloaded, MixerTimeout
+from samix.mixer.v1 import mixer_pb2 as pb
+from samix.mixing.frozen import FrozenMixer
+from samix.wire import MixCall, MixReply, decode_request, encode_rendering, encode_response
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestConfig:
+    """What a single request may ask for."""
+
+    max_images: int = 256
+    """Most images in one request; at most batching.max-images."""
+    max_message_mib: int = 64
+    """Largest message that is read, in MiB: 256 images of 224 pixels are 37."""
+    max_wait_s: float = 60.0
+    """Longest a request waits for its answer, in seconds, whatever deadline its caller has set."""
+    max_in_flight: int = 64
+    """Most Mix calls answered at once; further ones are refused with a hint when to come again."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_images", "max_message_mib", "max_wait_s", "max_in_flight"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"requests.{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+
+
+class MixerServicer:
+    """Speaks gRPC only: what is computed, and when, is decided behind the batcher."""
+
+    def __init__(
+        self,
+        config: RequestConfig,
+        *,
+        registry: Registry,
+        readiness: Readiness,
+        batcher: Batcher,
+        metrics: MixerMetrics,
+    ) -> None:
+        self._config = config
+        self._registry = registry
+        self._readiness = readiness
+        self._batcher = batcher
+        self._metrics = metrics
+        self._slots = threading.BoundedSemaphore(config.max_in_flight)
+
+    def attach(self, server: grpc.Server, edge: Edge) -> None:
+        """Answer MixerService on this server."""
+        methods = {"Mix": self.mix, "ListMixers": self.list_mixers, "GetMixer": self.get_mixer}
+        handlers = {name: edge.wrap(name, method) for name, method in methods.items()}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    def mix(self, data: bytes, call: Call) -> bytes:
+        """Mix one batch."""
+        with self._slot():
+            with self._metrics.time_stage("decode"):
+                request = parse(pb.MixRequest, data)
+                mixer = self._registry.find(request.mixer, request.version)
+                call.model = mixer.name
+                self._readiness.check(mixer.name)
+                job = self._make_job(mixer, decode_request(request), self._patience_s(call.context))
+            reply = self._compute(job, call.context)
+            with self._metrics.time_stage("encode"):
+                return encode_response(reply).SerializeToString()
+
+    def list_mixers(self, data: bytes, call: Call) -> bytes:  # noqa: ARG002 - every method has this signature
+        """List the hosted mixers."""
+        parse(pb.ListMixersRequest, data)
+        mixers = [self._describe(mixer) for mixer in self._registry.mixers]
+        return pb.ListMixersResponse(mixers=mixers).SerializeToString()
+
+    def get_mixer(self, data: bytes, call: Call) -> bytes:
+        """Describe one mixer."""
+        mixer = self._registry.find(parse(pb.GetMixerRequest, data).name)
+        call.model = mixer.name
+        return pb.GetMixerResponse(mixer=self._describe(mixer)).SerializeToString()
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        # Waiting calls hold threads; those of the pool beyond max_in_flight are kept for health checks.
+        if not self._slots.acquire(blocking=False):
+            raise MixerOverloaded(
+                f"{self._config.max_in_flight} mixes are in flight, no more are taken", self._batcher.retry_after_s()
+            )
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    def _make_job(self, mixer: FrozenMixer, call: MixCall, patience_s: float) -> Job:
+        num_images, _, height, width = call.pixels.shape
+        mixer.spec.check_size(height, width)
+        max_pass_images = self._batcher.max_pass_images(mixer.spec.tokens(height, width))
+        if num_images > (most := min(self._config.max_images, max_pass_images)):
+            raise BadBatch(
+                f"{num_images} images of {height} x {width} in one request, this server takes {most} of that size; "
+                "send smaller batches"
+            )
+        return Job(
+            key=GroupKey(mixer.name, mixer.version, height, width, call.pixels.dtype.name),
+            call=call,
+            max_pass_images=max_pass_images,
+            deadline_s=self._batcher.clock() + patience_s,
+        )
+
+    def _patience_s(self, context: grpc.ServicerContext) -> float:
+        remaining_s = context.time_remaining()  # None without a deadline
+        return self._config.max_wait_s if remaining_s is None else min(remaining_s, self._config.max_wait_s)
+
+    def _compute(self, job: Job, context: grpc.ServicerContext) -> MixReply:
+        if not context.add_callback(job.give_up):
+            raise MixerCancelled("the call ended before its work began")
+        self._batcher.submit(job)
+        try:
+            return job.answer.result(job.deadline_s - self._batcher.clock())
+        except TimeoutError as error:
+            job.give_up()
+            raise MixerTimeout("no answer came before the deadline, the caller's or the server's own") from error
+        except CancelledError as error:  # also how gRPC says that the caller's deadline has passed
+            if context.time_remaining() == 0:
+                raise MixerTimeout("the caller's deadline passed before the answer came") from error
+            raise MixerCancelled("the caller gave up") from error
+
+    def _describe(self, mixer: FrozenMixer) -> pb.MixerInfo:
+        spec = mixer.spec
+        return pb.MixerInfo(
+            name=mixer.name,
+            version=mixer.version,
+            sha256=mixer.sha256,
+            encoder=spec.backbone.name,
+            stage=spec.stage,
+            mode=spec.mode,
+            rendering=encode_rendering(spec.rendering),
+            min_side=spec.min_side,
+            max_side=spec.max_side,
+            max_images=self._config.max_images,
+            max_tokens=spec.max_tokens,
+        )

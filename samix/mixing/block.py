@@ -1,0 +1,146 @@
+"""The mixing block: from the features of two images to the logits of a mask (SAMix, arXiv:2111.15454, section 3.2).
+
+The surprising part: only the content of the *partner* is projected, so that attention carries it to the pixels of image
+i. The map it gives is the partner's share; what leaves the block is image i's, hence a minus sign at the end.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from samix.errors import ConfigError
+from samix.mixing.render import LOGIT_LIMIT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockSpec:
+    """Settings of a mixing block; the defaults are SAMix as the paper means it."""
+
+    lam_encoding: Literal["none", "multiply", "concat"] = "multiply"
+    """How lam enters: `multiply` scales features by 1 + gamma * lam, `concat` appends lam as a channel (AutoMix)."""
+    learnable_gamma: bool = True
+    """Learn gamma in [0, 1] from 0, as the paper has it; False fixes it at 1, as its code does."""
+    lam_curve: float = -1.0
+    """k of the cubic that bends lam before `multiply`; -1 leaves lam as it is. Larger is closer to a straight line."""
+    content: Literal["nonlinear", "linear"] = "nonlinear"
+    """Projection of the partner's features to one channel: two 1x1 layers (SAMix) or one (AutoMix)."""
+    activation: Literal["relu", "elu"] = "relu"
+    """Between the two layers of the non-linear content: ReLU in the paper, ELU in its code."""
+    attention: Literal["concat", "cross"] = "concat"
+    """`concat`: query and key both see both images (SAMix); `cross`: one shared projection of each (AutoMix)."""
+    reduction: int = 2
+    """Channels of query and key are C / reduction."""
+    dropout: float = 0.0
+    """On the content, while training: 0 for CIFAR and Tiny, 0.1 for ImageNet and CUB."""
+
+    def __post_init__(self) -> None:
+        if self.lam_encoding == "concat" and self.attention == "concat":
+            raise ConfigError("lam_encoding 'concat' needs attention 'cross'; use 'multiply' with attention 'concat'")
+
+
+class MixingBlock(nn.Module):
+    """Predict mask logits from stage features. C channels, N = h * w tokens."""
+
+    def __init__(self, spec: BlockSpec, channels: int) -> None:
+        super().__init__()
+        self.spec = spec
+        width = channels // spec.reduction
+        lam_channels = int(spec.lam_encoding == "concat")
+        if spec.attention == "concat":
+            self.query = nn.Conv2d(2 * channels, width, 1)
+            self.key = nn.Conv2d(2 * channels, width, 1)
+        else:
+            self.query = nn.Conv2d(channels + lam_channels, width, 1)
+            self.key = self.query
+        self.content = _content(spec, channels + lam_channels)
+        gamma = torch.zeros(()) if spec.learnable_gamma else torch.ones(())
+        self.gamma = nn.Parameter(gamma, requires_grad=spec.learnable_gamma and spec.lam_encoding == "multiply")
+        self.apply(_init)
+
+    def forward(self, features: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
+        """Predict logits.
+
+        Runs in float32 whatever the autocast: in half precision features of 1e3 overflow the product of query and key.
+
+        Args:
+            features: [B, C, h, w] of the clean images.
+            lam: float32 [B], share of image i.
+            partner: int64 [B].
+
+        Returns:
+            float32 [B, 1, h, w], logits of image i's share, within +-LOGIT_LIMIT.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            lam = bend_lam(lam, self.spec.lam_curve)
+            own = self._encode_lam(features, lam)
+            other = self._encode_lam(features[partner], 1 - lam)
+            if self.spec.attention == "concat":
+                both = torch.cat([own, other], dim=1)
+                query, key = self.query(both), self.key(both)
+            else:
+                query, key = self.query(own), self.key(other)
+            partner_share = attend(query, key, self.content(other))
+            return (-partner_share).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring gamma back into [0, 1]; called after each optimiser step (projected gradient)."""
+        self.gamma.clamp_(0, 1)
+
+    def _encode_lam(self, features: Tensor, share: Tensor) -> Tensor:
+        share = share.view(-1, 1, 1, 1)
+        if self.spec.lam_encoding == "multiply":  # z_lam = (1 + gamma * lam) z, AMix section 4
+            return features * (1 + self.gamma * share)
+        if self.spec.lam_encoding == "concat":
+            return torch.cat([features, share.expand(-1, 1, *features.shape[2:])], dim=1)
+        return features
+
+
+def attend(query: Tensor, key: Tensor, content: Tensor) -> Tensor:
+    """Carry content along softmax(q k / sqrt(d)); all [B, *, h, w], content with one channel.
+
+    Only the [N, N] weights are large; the value is never widened beyond its one channel.
+    """
+    scale = query.shape[1] ** -0.5
+    scores = torch.einsum("bcn,bcm->bnm", query.flatten(2) * scale, key.flatten(2))
+    carried = scores.softmax(dim=-1) @ content.flatten(2).transpose(1, 2)
+    return carried.transpose(1, 2).view_as(content)
+
+
+def bend_lam(lam: Tensor, k: float) -> Tensor:
+    """Bend lam by the reference's cubic, symmetric about (0.5, 0.5) with 0 -> 0 and 1 -> 1.
+
+    lam' = (4/3 lam^3 - 2 lam^2 + K lam) / (K - 2/3) with K = k + 1; k = -1 leaves lam unchanged.
+
+    Args:
+        lam: float32 [B].
+        k: -1, or at least 0 (0.25 and 1 are published); values above 10 count as 10.
+    """
+    if k == -1:
+        return lam
+    slope = min(k, 10.0) + 1
+    return (4 / 3 * lam**3 - 2 * lam**2 + slope * lam) / (slope - 2 / 3)
+
+
+def _content(spec: BlockSpec, channels: int) -> nn.Module:
+    if spec.content == "linear":
+        return nn.Conv2d(channels, 1, 1)
+    width = channels // 2
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU() if spec.activation == "relu" else nn.ELU(),
+        nn.Conv2d(width, 1, 1, bias=False),
+        nn.Dropout(spec.dropout),
+    )
+
+
+def _init(module: nn.Module) -> None:
+    # N(0, 0.01): masks start within 0.50 +- 0.02, so that training starts as plain averaging.
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, std=0.01)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,127 @@
+"""A mixer that was trained before, in this process: encoder and mixing block in evaluation mode, one mask (SAMix^P)."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float, check_images, check_labels
+from samix.mixing.block import MixingBlock
+from samix.mixing.encoder import Encoder, Normalise, num_feature_channels
+from samix.mixing.plan import generator_for, resolve_plan
+from samix.mixing.render import compose
+from samix.mixing.spec import MixerSpec
+
+
+class MaskNet(nn.Module):
+    """From images and a plan to mask logits: normalisation, encoder, mixing block."""
+
+    def __init__(self, normalise: Normalise, encoder: Encoder, block: MixingBlock) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.encoder = encoder
+        self.block = block
+
+    @classmethod
+    def build(cls, spec: MixerSpec) -> "MaskNet":
+        """Build with random weights, from torch's global generator."""
+        encoder = Encoder.build(spec.backbone, spec.stage)
+        channels = num_feature_channels(encoder.backbone, spec.stage)
+        return cls(Normalise(spec.mean, spec.std), encoder, MixingBlock(spec.block, channels))
+
+    def forward(self, images: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
+        """Predict logits [B, 1, h, w] for images in [0, 1]."""
+        features = self.encoder(self.normalise(images))
+        return self.block(features, lam, partner)
+
+
+class FrozenMixer:
+    """A pretrained mixer behind the `Mixer` protocol. Use `load_mixer` to read one from an artefact."""
+
+    def __init__(self, net: MaskNet, spec: MixerSpec, *, name: str, sha256: str, device: torch.device) -> None:
+        self.spec = spec
+        self.name = name
+        self.sha256 = sha256
+        self.device = device
+        self._net = net
+
+    @property
+    def version(self) -> str:
+        """Short name of the weights: the first 12 hexadecimal digits of their checksum."""
+        return self.sha256[:12]
+
+    @property
+    def net(self) -> MaskNet:
+        """The network, in evaluation mode and without gradients."""
+        return self._net
+
+    @torch.inference_mode()
+    def mask_logits(self, images: Tensor, plan: MixPlan) -> Tensor:
+        """Predict the logits of image i's share.
+
+        Args:
+            images: uint8, or float in [0, 1], [B, 3, H, W], on any device.
+            plan: what is mixed with what.
+
+        Returns:
+            float32 [B, 1, h, w] on the mixer's device, within +-LOGIT_LIMIT. Rows do not depend on each other beyond
+            their partner, up to the last bits that a kernel chosen by batch size may change.
+
+        Raises:
+            BadBatch: if the images are of a size this mixer does not take.
+        """
+        self.spec.check_size(*images.shape[-2:])
+        pixels = as_unit_float(images.to(self.device))
+        plan = plan.to(self.device)
+        return self._net(pixels, plan.lam, plan.partner)
+
+    def mix(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        *,
+        seed: int | None = None,
+        lam: float | Tensor | None = None,
+        partner: Tensor | None = None,
+    ) -> MixedBatch:
+        """Mix one batch; see `Mixer.mix`."""
+        check_images(images)
+        check_labels(labels, len(images))
+        generator = None if seed is None else generator_for(seed)
+        plan = resolve_plan(len(images), lam=lam, partner=partner, generator=generator)
+        return self._mix(images, labels, plan)
+
+    def stream(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor | None]],
+        *,
+        seed: int,
+        depth: int = 4,  # noqa: ARG002 - nothing overlaps in process
+    ) -> Iterator[MixedBatch]:
+        """Mix batches in order; see `Mixer.stream`."""
+        for index, (images, labels) in enumerate(batches):
+            check_images(images)
+            check_labels(labels, len(images))
+            plan = resolve_plan(len(images), lam=None, partner=None, generator=generator_for(seed, index))
+            yield self._mix(images, labels, plan)
+
+    def _mix(self, images: Tensor, labels: Tensor | None, plan: MixPlan) -> MixedBatch:
+        logits = self.mask_logits(images, plan).clone()  # a normal tensor, not an inference one: it may meet autograd
+        return compose(images, labels, plan, logits, self.spec.rendering)
+
+
+def random_mixer(spec: MixerSpec, *, seed: int, name: str, device: str = "cpu") -> FrozenMixer:
+    """Make a mixer with random weights, for trials and benchmarks; the global random state is left as it was."""
+    from samix.mixing.artefact import weights_checksum
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = MaskNet.build(spec)
+    return freeze(net, spec, name=name, sha256=weights_checksum(net.state_dict()), device=device)
+
+
+def freeze(net: MaskNet, spec: MixerSpec, *, name: str, sha256: str, device: str) -> FrozenMixer:
+    """Put a network into evaluation mode, without gradients, on a device."""
+    target = torch.device(device)
+    net = net.eval().requires_grad_(False).to(target)
+    return FrozenMixer(net, spec, name=name, sha256=sha256, device=target)

@@ -1,0 +1,41 @@
+"""Addresses a program listens on, and the sentence for one it cannot have."""
+
+import errno
+import socket
+
+from samix.errors import ConfigError
+
+_CURES = {
+    errno.EADDRINUSE: "another program listens there; stop it, or choose another port (0 takes a free one)",
+    errno.EACCES: "ports below 1024 need privileges; choose a higher one",
+    errno.EADDRNOTAVAIL: "this machine has no such address; 127.0.0.1 serves this machine, 0.0.0.0 all networks",
+}
+
+
+def format_address(host: str, port: int) -> str:
+    """Join host and port, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def refuse_address(host: str, port: int, error: OSError) -> ConfigError:
+    """Make the error for an address that cannot be listened on."""
+    cure = _CURES.get(error.errno or 0, "check host and port")
+    return ConfigError(f"cannot listen on {format_address(host, port)} ({error.strerror or error}): {cure}")
+
+
+def check_address(host: str, port: int) -> None:
+    """Try an address by listening there for a moment.
+
+    For servers that do not say why they cannot have an address: gRPC only tells its log.
+
+    Raises:
+        ConfigError: if it cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a server before us may linger
+        try:
+            trial.bind((host, port))
+            trial.listen()
+        except OSError as error:
+            raise refuse_address(host, port, error) from error

@@ -1,0 +1,28 @@
+"""glibc's malloc, tuned for buffers of ten megabytes that come and go with every message.
+
+Left alone it asks the kernel for fresh pages each time and gives them back: two to three times less throughput for
+messages of 9.6 MB. The price is a resident size that stays at its peak.
+"""
+
+import ctypes
+import platform
+
+_SETTINGS = {
+    -3: 32 << 20,  # M_MMAP_THRESHOLD: the most glibc allows
+    -1: 1 << 30,  # M_TRIM_THRESHOLD
+    -2: 64 << 20,  # M_TOP_PAD
+}
+
+
+def tune_malloc() -> bool:
+    """Keep large buffers in the heap between messages; call once, before threads start.
+
+    Returns:
+        Whether it did: other C libraries than glibc have no such knobs.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    for parameter, value in _SETTINGS.items():
+        libc.mallopt(parameter, value)
+    return True

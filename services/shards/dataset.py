@@ -1,0 +1,98 @@
+"""Batches of decoded, augmented samples; runs inside the loader's workers, which import nothing of gRPC."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from samix.errors import InputError, ShardError
+from services.shards.augment import Transform
+from services.shards.decode import open_picture
+from services.shards.index import ShardSet
+from services.shards.reader import SampleReader
+
+_AUGMENT_STREAM = 2
+"""First word of the seed here; the epoch's order uses another."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Samples of one step of one rank. B is the batch size, S the side of the images."""
+
+    images: Tensor
+    """uint8 [B, 3, S, S]."""
+    labels: Tensor
+    """int64 [B]."""
+    positions: Tensor
+    """int64 [B]: where the samples stand in their set."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pin_memory(self) -> "Batch":
+        """Copy to page-locked memory; torch's DataLoader calls this."""
+        return Batch(
+            images=self.images.pin_memory(), labels=self.labels.pin_memory(), positions=self.positions.pin_memory()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """What the parent asks a worker for: everything the answer depends on."""
+
+    epoch: int
+    positions: np.ndarray
+    """int64 [B]."""
+
+
+class ShardDataset(Dataset["Batch | InputError"]):
+    """Maps a request to its batch.
+
+    An error of the data is returned, not raised: torch would bury its sentence in a traceback of the worker.
+    """
+
+    def __init__(self, shards: ShardSet, transform: Transform, *, num_classes: int, seed: int) -> None:
+        self._reader = SampleReader(shards)
+        self._transform = transform
+        self._num_classes = num_classes
+        self._seed = seed
+
+    def __getitem__(self, request: BatchRequest) -> "Batch | InputError":
+        try:
+            return self.load(request)
+        except InputError as err:
+            return err
+
+    def load(self, request: BatchRequest) -> Batch:
+        """Read, decode and augment the samples of a request.
+
+        Raises:
+            ShardError: naming the first shard and sample that cannot be used.
+        """
+        size, count = self._transform.size, len(request.positions)
+        images, labels = np.empty((count, 3, size, size), np.uint8), np.empty(count, np.int64)
+        for row, position in enumerate(request.positions.tolist()):
+            pixels, labels[row] = self._load_sample(request.epoch, position)
+            images[row] = pixels.transpose(2, 0, 1)
+        return Batch(
+            images=torch.from_numpy(images),
+            labels=torch.from_numpy(labels),
+            positions=torch.from_numpy(request.positions.copy()),
+        )
+
+    def close(self) -> None:
+        """Close the shards."""
+        self._reader.close()
+
+    def _load_sample(self, epoch: int, position: int) -> tuple[np.ndarray, int]:
+        sample = self._reader.read(position)
+        if sample.label >= self._num_classes:
+            raise ShardError(
+                f"{sample} has label {sample.label}, but there are {self._num_classes} classes (0 to "
+                f"{self._num_classes - 1}); raise --data.num-classes"
+            )
+        # Seeded by what the sample is, never by rank or worker: the same for every world size and after a restart.
+        rng = np.random.default_rng((_AUGMENT_STREAM, self._seed, epoch, position))
+        return self._transform(open_picture(sample), rng), sample.label

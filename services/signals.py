@@ -1,0 +1,44 @@
+"""Two-stage stopping: the first SIGTERM or Ctrl-C asks, the second one means it."""
+
+import os
+import queue
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Whether somebody asked this program to stop."""
+
+    def __init__(self) -> None:
+        # Not an Event: its lock is not reentrant, and a handler may interrupt the very thread that holds it.
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.signal: int | None = None
+        """Number of the signal that asked; None as long as nobody did."""
+
+    def wait(self) -> int:
+        """Block until somebody asks; answers the number of the signal. For one caller, the main thread."""
+        return self._signals.get()
+
+    def receive(self, number: int, frame: FrameType | None = None) -> None:  # noqa: ARG002 - a handler's signature
+        """Take a signal: the first one is remembered, the second one ends the process with 128 + number."""
+        if self.signal is not None:
+            os.write(2, f"second {signal.Signals(number).name}: exiting without waiting\n".encode())
+            os._exit(128 + number)
+        self.signal = number
+        self._signals.put(number)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGINT into a `StopRequest` inside the block; for the main thread only."""
+    request = StopRequest()
+    previous = {number: signal.signal(number, request.receive) for number in STOP_SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,221 @@
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from serving import WAIT_S, ask, connect, random_call, serve, tiny_mixer
+
+from mixer_server.app import MixerServer
+from mixer_server.cli import main
+from mixer_server.config import ServerConfig
+from mixer_server.registry import Registry
+from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub
+from samix.mixing.artefact import save_artefact
+from samix.wire import encode_request
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+FREE_PORTS = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("mixers") / "tiny.safetensors"
+    save_artefact(path, tiny_mixer(), {})
+    return path
+
+
+@contextmanager
+def program(*flags: str) -> Iterator[tuple[subprocess.Popen, dict[str, str]]]:
+    """Run `python -m mixer_server` until the end of the block; with it the fields of its ready line."""
+    command = [sys.executable, "-m", "mixer_server", *flags]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline().split()
+            assert line[:1] == ["ready"], process.communicate()
+            yield process, dict(field.split("=", 1) for field in line[1:])
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_drains_under_load(artefact: Path, tmp_path: Path):
+    """On SIGTERM a busy server answers all it has accepted, refuses the rest politely and exits with 0."""
+    path = tmp_path / "mixer.sock"
+    with (
+        program("--mixers", str(artefact), *FREE_PORTS, "--unix-socket", str(path)) as (process, addresses),
+        grpc.insecure_channel(addresses["grpc"]) as channel,
+        connect(f"unix:{path}") as stub,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="model/tiny"))
+        next(watch)
+        ask(stub, random_call())
+
+        outcomes = [pool.submit(outcome_of, stub) for _ in range(64)]
+        outcomes[4].result()
+        process.send_signal(signal.SIGTERM)
+        assert next(watch).status == NOT_SERVING
+        results = [outcome.result() for outcome in outcomes]
+        _, errors = process.communicate(timeout=WAIT_S)
+
+    assert process.returncode == 0, errors
+    assert results.count("answered") >= 5
+    assert set(results) <= {"answered", "UNAVAILABLE"}
+    assert "drained=True" in errors
+    assert "Traceback" not in errors
+    assert not path.exists()
+
+
+def outcome_of(stub: MixerServiceStub) -> str:
+    try:
+        reply = ask(stub, random_call(64))
+    except grpc.RpcError as error:
+        assert isinstance(error, grpc.Call)
+        return error.code().name
+    return "answered" if reply.mask_logits.shape == (64, 1, 8, 8) else "wrong"
+
+
+@pytest.mark.slow
+def test_second_signal_exits_at_once(artefact: Path):
+    """A second signal does not wait for what the first one waits for; the status is 128 + its number."""
+    with (
+        program("--mixers", str(artefact), *FREE_PORTS, "--exit-timeout-s", "300") as (process, addresses),
+        grpc.insecure_channel(addresses["grpc"]) as channel,
+        connect(addresses["grpc"]) as stub,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        next(watch)
+        message = encode_request(random_call(64, side=64))
+        mixes = [stub.Mix.future(message) for _ in range(16)]
+        mixes[0].result()
+        process.send_signal(signal.SIGTERM)
+        assert next(watch).status == NOT_SERVING
+
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=WAIT_S)
+
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors.endswith("second SIGINT: exiting without waiting\n")
+    assert "Traceback" not in errors
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    status = main([*FREE_PORTS, *flags])
+    output = capsys.readouterr()
+    assert status == 2
+    assert output.out == ""
+    return output.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("flag", ["--grpc-port", "--http-port"])
+def test_port_in_use(artefact: Path, capsys: pytest.CaptureFixture[str], flag: str):
+    """A port that is taken is one sentence and exit 2, also if a server like this one has it."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        sentence = refusal(capsys, "--mixers", str(artefact), flag, str(port))
+
+    assert sentence.startswith(f"error: cannot listen on 127.0.0.1:{port} (Address already in use): ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--mixers", "missing.safetensors"], "there is no mixer at missing.safetensors"),
+        (["--mixers", __file__], "is not a whole safetensors file"),
+        (["--mixers", "."], "there is no mixer (*.safetensors) in folder ."),
+        (["--mixers"], "name at least one mixer: --mixers FILE_OR_FOLDER..."),
+        (["--mixers", "x", "--grpc-port", "70000"], "grpc-port must lie in 0..65535, got 70000"),
+        (["--mixers", "x", "--requests.max-images", "512"], "(512) must not exceed batching.max-images (256)"),
+        (["--mixers", "x", "--requests.max-in-flight", "0"], "requests.max-in-flight must be positive, got 0"),
+    ],
+)
+def test_refuses_flags(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    flags: list[str],
+    sentence: str,
+):
+    """What cannot be served is one sentence with the value and exit 2."""
+    monkeypatch.chdir(tmp_path)
+
+    assert sentence in refusal(capsys, *flags)
+
+
+def test_two_mixers_of_one_name(artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Two files that hold mixers of one name are refused with both paths."""
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(artefact.read_bytes())
+
+    sentence = refusal(capsys, "--mixers", str(artefact), str(tmp_path))
+
+    assert f"{copy} and {artefact} both hold a mixer called 'tiny'" in sentence
+
+
+def test_damaged_mixer(artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A file whose weights were changed is refused by its checksum."""
+    damaged = tmp_path / "damaged.safetensors"
+    content = bytearray(artefact.read_bytes())
+    content[-1] ^= 1
+    damaged.write_bytes(content)
+
+    assert "have checksum" in refusal(capsys, "--mixers", str(damaged))
+
+
+def test_unix_socket_of_a_living_server(artefact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The socket of a living server, or another file, is not taken over."""
+    path = tmp_path / "mixer.sock"
+    plain = tmp_path / "notes.txt"
+    plain.write_text("keep me")
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(path))
+        living.listen()
+
+        sentence = refusal(capsys, "--mixers", str(artefact), "--unix-socket", str(path))
+
+    assert "another server listens there" in sentence
+    assert "a file of that name is there" in refusal(capsys, "--mixers", str(artefact), "--unix-socket", str(plain))
+    assert plain.read_text() == "keep me"
+
+
+def test_unix_socket_of_a_dead_server(tmp_path: Path):
+    """A socket left behind by a dead server is replaced by one that only this user may open, and removed on exit."""
+    path = tmp_path / "mixer.sock"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+
+    with serve(tiny_mixer(), unix_socket=path) as server, connect(f"unix:{path}") as stub:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        first = ask(stub, random_call())
+        with connect(server.addresses["grpc"]) as other:
+            second = ask(other, random_call())
+
+    assert mode == 0o600
+    assert np.array_equal(first.mask_logits, second.mask_logits)
+    assert not path.exists()
+
+
+def test_metrics_port_in_use(caplog: pytest.LogCaptureFixture):
+    """A metrics port that is taken becomes a free one, with a warning."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        config = ServerConfig(mixers=(), grpc_port=0, http_port=0, metrics_port=port)
+        server = MixerServer(config, Registry([tiny_mixer()]))
+        server.start()
+        server.stop()
+
+    assert server.addresses["metrics"] != f"127.0.0.1:{port}"
+    assert "metrics_port_taken" in caplog.messages

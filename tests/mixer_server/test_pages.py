@@ -1,0 +1,162 @@
+import http.client
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+from serving import WAIT_S, Gate, ask, connect, random_call, request, serve, tiny_mixer
+
+from mixer_server.app import MixerServer
+from mixer_server.readiness import SERVICE, Readiness
+from samix.errors import MixerUnavailable
+from samix.mixing.frozen import FrozenMixer
+
+
+def fetch(address: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{address}{path}", timeout=WAIT_S) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def samples(page: str) -> dict[tuple[str, frozenset], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+def test_ready_server(server: MixerServer):
+    """A server that has started is alive, ready, and shows its mixers on its status page."""
+    address = server.addresses["http"]
+
+    assert fetch(address, "/livez") == (200, "ok\n")
+    assert fetch(address, "/readyz") == (200, "ok\n")
+    status, page = fetch(address, "/")
+    assert status == 200
+    assert server.registry.mixers[0].version in page
+
+
+def test_mixer_names_cannot_inject_html():
+    """A mixer's name is text on the status page, whatever it holds."""
+    with serve(tiny_mixer("<script>x</script>")) as server:
+        _, page = fetch(server.addresses["http"], "/")
+
+    assert "&lt;script&gt;" in page
+    assert "<script>" not in page
+
+
+def test_draining_server(gated: tuple[FrozenMixer, Gate]):
+    """While it drains, a server is alive, not ready and says why, and still answers what it has accepted."""
+    mixer, gate = gated
+    with serve(mixer) as server, connect(server.addresses["grpc"]) as stub, ThreadPoolExecutor(2) as pool:
+        gate.shut()
+        accepted = pool.submit(ask, stub, random_call())
+        gate.wait_until_held()
+        stopped = pool.submit(server.stop)
+        # Draining begins on another thread; closing the batcher, which comes after it, wakes its waiters.
+        with server.batcher._changed:
+            assert server.batcher._changed.wait_for(lambda: server.batcher._is_closed, WAIT_S)
+
+        ready = fetch(server.addresses["http"], "/readyz")
+        alive = fetch(server.addresses["http"], "/livez")
+        gate.open()
+
+        assert ready == (503, "server is shutting down\n")
+        assert alive == (200, "ok\n")
+        assert accepted.result().mixer == "tiny"
+        assert stopped.result() is True
+
+
+def test_readiness_comes_mixer_by_mixer():
+    """Each mixer is served once it is warm, the server once all are; nothing is served any more while it drains."""
+    readiness = Readiness(["one", "two"])
+
+    readiness.set_ready("two")
+
+    assert readiness.obstacle == "warming up one"
+    assert readiness.is_ready("two")
+    readiness.check("two")
+    with pytest.raises(MixerUnavailable, match="'one' is warming up"):
+        readiness.check("one")
+    readiness.set_ready("one")
+    assert readiness.obstacle is None
+    readiness.drain()
+    assert readiness.obstacle == "server is shutting down"
+    with pytest.raises(MixerUnavailable, match="server is shutting down"):
+        readiness.check("one")
+
+
+def test_health_has_a_name_for_each_mixer(server: MixerServer):
+    """The standard health check knows the server, the service and each mixer, and nothing else."""
+    with grpc.insecure_channel(server.addresses["grpc"]) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        statuses = [
+            stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=WAIT_S).status
+            for name in ("", SERVICE, "model/tiny")
+        ]
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="model/ghost"), timeout=WAIT_S)
+
+    assert statuses == [health_pb2.HealthCheckResponse.SERVING] * 3
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_metrics_agree_with_the_work(mixer: FrozenMixer):
+    """Counters count what was done, warm-up excluded, and bytes are those of the messages."""
+    message = request()
+    with serve(mixer) as server, connect(server.addresses["grpc"]) as stub:
+        replies = [stub.Mix(message, timeout=WAIT_S) for _ in range(3)]
+        ask(stub, random_call(2, wants_images=True))
+        values = samples(fetch(server.addresses["metrics"], "/metrics")[1])
+
+    model = {"model": "tiny", "version": mixer.version}
+
+    def value(name: str, **labels: str) -> float:
+        return values[name, frozenset(labels.items())]
+
+    assert value("mixer_requests_total", model="tiny", method="Mix", code="OK") == 4
+    assert value("mixer_images_total", **model, mode="mask_logits") == 12
+    assert value("mixer_images_total", **model, mode="images") == 2
+    assert value("mixer_batches_total", **model) == 4
+    assert value("mixer_batch_size_images_sum") == 14
+    assert value("mixer_received_bytes_total", method="Mix") > 3 * len(message.SerializeToString())
+    assert value("mixer_sent_bytes_total", method="Mix") > 3 * len(replies[0].SerializeToString())
+    assert value("mixer_requests_in_flight") == 0
+    assert value("mixer_queue_images") == value("mixer_queue_requests") == 0
+    assert value("mixer_mask_lambda_error_ratio_count", model="tiny") == 4
+    assert value("mixer_model_ready", model="tiny") == 1
+    for stage in ("decode", "queue", "compute", "encode"):
+        assert value("mixer_stage_duration_seconds_count", stage=stage) == 4
+
+
+def test_promtool_accepts_the_metrics(server: MixerServer):
+    """Prometheus' own linter has no complaint about the metrics page."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    _, page = fetch(server.addresses["metrics"], "/metrics")
+
+    lint = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, text=True, timeout=WAIT_S)
+
+    assert (lint.returncode, lint.stdout + lint.stderr) == (0, "")
+
+
+def test_other_http_methods_are_refused(server: MixerServer):
+    """The pages can be read only."""
+    host, port = server.addresses["http"].split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_S)
+
+    connection.request("POST", "/livez", body="x")
+    status = connection.getresponse().status
+    connection.close()
+
+    assert status == 501

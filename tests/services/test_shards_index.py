@@ -1,0 +1,187 @@
+import json
+
+import numpy as np
+import pytest
+from shard_making import encoded, noise, real_data, write_noise_shards, write_tar
+
+from samix.errors import ShardError
+from services.shards.index import expand, open_shards
+from services.shards.reader import MAX_OPEN_SHARDS, SampleReader
+from services.shards.tar import scan_shard
+
+
+def test_patterns_become_sorted_files(tmp_path):
+    """Globs, braces, paths and lists of them name the same shards, sorted and each once."""
+    pattern = write_noise_shards(tmp_path, [1, 1, 1])
+    names = [f"noise-{i:06d}.tar" for i in range(3)]
+
+    found = {
+        "glob": expand(pattern),
+        "braces": expand(str(tmp_path / "noise-{000000..000002}.tar")),
+        "list": expand([str(tmp_path / names[2]), pattern]),
+    }
+
+    assert {key: [path.name for path in paths] for key, paths in found.items()} == dict.fromkeys(found, names)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("gone-*.tar", r"no shard matches '.*gone-\*.tar' \(seen from .*\); check the path"),
+        ("noise-{000000..000009}.tar", r"no shard matches '.*noise-000001.tar'"),
+        ("", "is a folder; name its shards, for example '.*/\\*.tar'"),
+        ("s3://bucket/a.tar", "shards must be local files, got '.*s3://bucket/a.tar'; download them first"),
+        ("noise-{0..1.tar", "unbalanced braces"),
+    ],
+)
+def test_a_pattern_that_names_nothing_is_refused(tmp_path, pattern, words):
+    """Every part of a pattern must name a local file; the message holds the pattern and the cure."""
+    write_noise_shards(tmp_path, [1])
+
+    with pytest.raises(ShardError, match=words):
+        open_shards(f"{tmp_path}/{pattern}")
+
+
+@pytest.mark.parametrize("layout", ["ours", "list per split"])
+def test_counts_come_from_the_index(tmp_path, layout):
+    """Sample counts are taken from index.json in every layout in use, and from the headers of unlisted shards."""
+    pattern = write_noise_shards(tmp_path, [3, 2, 4])
+    entries = [
+        {"shard": path.name, "samples": count, "bytes": path.stat().st_size}
+        for path, count in zip(expand(pattern), [3, 2], strict=False)
+    ]
+    splits = {"train": {"samples": 5, "shards": entries}} if layout == "ours" else {"train": entries, "test": []}
+    tmp_path.joinpath("index.json").write_text(json.dumps({"splits": splits}))
+
+    shards = open_shards(pattern)
+
+    assert shards.samples == (3, 2, 4)
+    assert shards.total == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"bytes": 7}, r"is \d+ bytes, its index says 7; truncated\?"),
+        ({"samples": "many"}, "gives 'many' samples for noise-000000.tar"),
+        ({"samples": 9}, "holds 2 samples, its index says 9; write the index again"),
+    ],
+)
+def test_an_index_that_disagrees_is_refused(tmp_path, change, words):
+    """An index that does not fit its shard is an error that names both numbers."""
+    pattern = write_noise_shards(tmp_path, [2])
+    entry = {"shard": "noise-000000.tar", "samples": 2, **change}
+    tmp_path.joinpath("index.json").write_text(json.dumps({"splits": {"train": [entry]}}))
+
+    with pytest.raises(ShardError, match=words), SampleReader(open_shards(pattern)) as reader:
+        reader.read(0)
+
+
+def test_a_damaged_index_is_refused(tmp_path):
+    """An index that is no JSON is an error with a cure."""
+    pattern = write_noise_shards(tmp_path, [2])
+    tmp_path.joinpath("index.json").write_text("{")
+
+    with pytest.raises(
+        ShardError, match=r"index.json is not JSON .*; write it again with `samix shards`, or delete it"
+    ):
+        open_shards(pattern)
+
+
+def test_samples_are_read_by_position(tmp_path):
+    """Position p is sample p of all shards in the order of their names."""
+    shards = open_shards(write_noise_shards(tmp_path, [3, 1, 2]))
+
+    with SampleReader(shards) as reader:
+        samples = [reader.read(position) for position in (5, 0, 3)]
+
+    assert [(sample.shard.name, sample.key, sample.label) for sample in samples] == [
+        ("noise-000002.tar", "0005", 2),
+        ("noise-000000.tar", "0000", 0),
+        ("noise-000001.tar", "0003", 0),
+    ]
+    assert samples[0].image == encoded(noise(5))
+
+
+def test_a_reader_holds_few_files_open(tmp_path):
+    """However many shards are read, only a bounded number is open."""
+    shards = open_shards(write_noise_shards(tmp_path, [1] * (MAX_OPEN_SHARDS + 6)))
+
+    with SampleReader(shards) as reader:
+        for position in [*range(shards.total), 0]:
+            reader.read(position)
+
+        assert len(reader._files) == MAX_OPEN_SHARDS
+    assert not reader._files
+
+
+def test_foreign_members_are_ignored(tmp_path):
+    """Metadata, masks and nested names do not disturb a sample; extensions may be upper case."""
+    image = encoded(noise(0))
+    members = {"a/1.PNG": image, "a/1.json": b"{}", "a/1.seg.png": b"x", "a/1.cls": b" 2\n", "README": b"x"}
+    path = write_tar(tmp_path / "a.tar", members)
+
+    with SampleReader(open_shards(str(path))) as reader:
+        sample = reader.read(0)
+
+    assert (sample.key, sample.label, sample.image) == ("a/1", 2, image)
+
+
+IMAGE = encoded(noise(0))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"1.png": IMAGE}, r"sample 1 of .*a.tar has no 1.cls"),
+        ({"1.cls": b"1"}, r"sample 1 of .*a.tar has no 1.\(jpg\|jpeg\|png\|webp\)"),
+        ({"1.png": IMAGE, "1.jpg": IMAGE, "1.cls": b"1"}, r"holds 1.jpg and 1.png for one sample; keep one"),
+        ({"notes.txt": b"x"}, r"a.tar holds no samples"),
+        (
+            {"1.png": IMAGE, "1.cls": b"cat"},
+            r"label of sample 1 of .*a.tar must be a class number in ASCII, got b'cat'",
+        ),
+        ({"1.png": IMAGE, "1.cls": b"-1"}, r"must be a class number in ASCII, got b'-1'"),
+        ({"1.png": IMAGE, "1.cls": b""}, r"must be a class number in ASCII, got b''"),
+    ],
+)
+def test_a_broken_sample_is_refused_by_name(tmp_path, members, words):
+    """A missing label or image, an ambiguous image or a label that is no number names shard, key and cure."""
+    path = write_tar(tmp_path / "a.tar", members)
+
+    with pytest.raises(ShardError, match=words), SampleReader(open_shards(str(path))) as reader:
+        reader.read(0)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 511, 512, 700, 1024, 1536, 2048, 3071, 4000])
+def test_a_truncated_shard_is_refused(tmp_path, kept):
+    """A tar cut anywhere before its end mark is an error, also between two members."""
+    write_noise_shards(tmp_path, [3])
+    path = tmp_path / "noise-000000.tar"
+    path.write_bytes(path.read_bytes()[:kept])
+
+    with pytest.raises(ShardError, match="again"):
+        scan_shard(path)
+
+
+def test_a_shard_cut_while_it_is_read_is_refused(tmp_path):
+    """A shard that shrinks after its headers were read gives an error, never half an image."""
+    shards = open_shards(write_noise_shards(tmp_path, [2]))
+
+    with SampleReader(shards) as reader:
+        reader.read(0)
+        shards.paths[0].write_bytes(shards.paths[0].read_bytes()[:1600])
+        with pytest.raises(ShardError, match="ends inside sample 0001"):
+            reader.read(1)
+
+
+def test_real_shards_hold_what_their_index_says():
+    """The CIFAR-100 subset is found, counted and read."""
+    shards = open_shards(str(real_data() / "cifar100-20c" / "*-train-*.tar"))
+
+    with SampleReader(shards) as reader:
+        labels = [reader.read(position).label for position in np.linspace(0, shards.total - 1, 50).astype(int).tolist()]
+
+    assert shards.samples == (2500, 2500, 2500, 2500)
+    assert set(labels) <= set(range(20))
+    assert len(set(labels)) > 10

@@ -1,0 +1,7 @@
+"""What `torchrun -m trainer` starts."""
+
+import sys
+
+from trainer.cli import main
+
+sys.exit(main())

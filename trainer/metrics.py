@@ -1,0 +1,73 @@
+"""What one rank tells Prometheus. Every family carries the rank, so that pages of one run can be summed."""
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from samix.client.retrying import RetryReason
+from services.metrics import SECONDS_BUCKETS, make_registry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsConfig:
+    """The page for Prometheus."""
+
+    host: str = "127.0.0.1"
+    """Address it is served on; 0.0.0.0 for other machines."""
+    port: int = 8010
+    """Port of local rank 0; rank r of a machine takes the r-th after it. 0 takes free ones."""
+    linger_s: float = 60.0
+    """How long the page stays after the summary, so that the last values are scraped, seconds."""
+
+
+class TrainerMetrics:
+    """The families of one rank; also what the mixer's client reports to (`ClientObserver`)."""
+
+    def __init__(self, rank: int) -> None:
+        self.registry: CollectorRegistry = make_registry()
+        self._rank = str(rank)
+        self.images = self._counter("trainer_images_total", "Images trained on.")
+        self.steps = self._counter("trainer_steps_total", "Optimiser steps.")
+        self.fallbacks = self._counter("mixer_client_fallback_total", "Batches mixed by the fallback policy.")
+        self.loss = self._gauge("trainer_loss", "Loss of the last step.")
+        self.lr = self._gauge("trainer_learning_rate", "Learning rate of the last step.")
+        self.epoch = self._gauge("trainer_epoch", "Epochs that are done.")
+        self.accuracy = self._gauge("trainer_accuracy_ratio", "Top-1 accuracy of the last evaluation.")
+        self.wait = self._histogram("mixer_client_wait_seconds", "Time a step was blocked waiting for its mixed batch.")
+        self.step_duration = self._histogram("trainer_step_duration_seconds", "Time from one step to the next.")
+        self._latency = self._histogram("mixer_client_request_duration_seconds", "Time from request to answer.")
+        self._sent = self._counter("mixer_client_sent_bytes_total", "Bytes of requests, retries included.")
+        self._received = self._counter("mixer_client_received_bytes_total", "Bytes of answers.")
+        retries = Counter(
+            "mixer_client_retries_total", "Requests sent again.", ["rank", "reason"], registry=self.registry
+        )
+        self._retries: dict[RetryReason, Counter] = {
+            reason: retries.labels(self._rank, reason) for reason in ("unavailable", "overloaded")
+        }
+
+    def sent(self, num_bytes: int) -> None:
+        """Count a request."""
+        self._sent.inc(num_bytes)
+
+    def received(self, num_bytes: int, seconds: float) -> None:
+        """Count an answer."""
+        self._received.inc(num_bytes)
+        self._latency.observe(seconds)
+
+    def retried(self, reason: RetryReason) -> None:
+        """Count a retry."""
+        self._retries[reason].inc()
+
+    def value(self, family: str) -> float:
+        """Sum the samples of one counter or gauge of this rank, for summaries."""
+        samples = (sample for metric in self.registry.collect() for sample in metric.samples)
+        return sum(sample.value for sample in samples if sample.name == family)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, ["rank"], registry=self.registry).labels(self._rank)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, ["rank"], registry=self.registry).labels(self._rank)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(name, text, ["rank"], registry=self.registry, buckets=SECONDS_BUCKETS).labels(self._rank)

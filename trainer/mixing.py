@@ -1,0 +1,131 @@
+"""Which mixer a run uses: from a policy's name in the config to something that mixes the batches of an epoch."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from samix.client.config import ClientConfig
+from samix.client.remote import RemoteMixer, connect
+from samix.errors import ConfigError, MixerNotFound, MixerTimeout, MixerUnavailable
+from samix.mixing.artefact import load_mixer
+from samix.mixing.plan import SAMIX_ALPHA
+from samix.mixing.policies import HandCraftedMixer, cutmix, mixup, no_mixing
+from samix.mixing.protocol import Mixer
+from trainer.fallback import Breaker, FailureBudget
+from trainer.metrics import TrainerMetrics
+from trainer.prefetch import BatchMixing, InProcessMixing, PlanSeed, RemoteMixing
+from trainer.world import World
+
+log = logging.getLogger(__name__)
+
+HandCrafted = Literal["none", "mixup", "cutmix"]
+
+_USUAL_ALPHA = {"none": 1.0, "mixup": 1.0, "cutmix": 1.0, "local": SAMIX_ALPHA, "remote": SAMIX_ALPHA}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixingConfig:
+    """How batches are mixed."""
+
+    policy: Literal["none", "mixup", "cutmix", "local", "remote"] = "remote"
+    """`remote` asks a mixer server, `local` runs the same mixer in this process, the others need no mixer."""
+    endpoint: str = "localhost:8001"
+    """Address of the mixer server: host:port, dns:///name:port or unix:///path."""
+    mixer: str = ""
+    """Name of the mixer on the server; may be empty where it hosts exactly one."""
+    artefact: str = ""
+    """The .safetensors file of policy `local`."""
+    alpha: float = 0.0
+    """Both parameters of the Beta distribution of lam; 0 is the policy's usual one: 2 for learned mixers, else 1."""
+    per_sample: bool = False
+    """Draw one lam for each image instead of one for the batch."""
+    depth: int = 4
+    """Batches under way to the server while the model trains."""
+    deadline_s: float = 5.0
+    """Longest a mix may take, retries included; then the fallback mixes the batch. Seconds."""
+    startup_timeout_s: float = 60.0
+    """Longest to wait for the server before the first step, seconds."""
+    fallback: HandCrafted = "cutmix"
+    """Mixes the batches that the server could not."""
+    failure_budget: int = 1000
+    """Batches of one epoch that a rank may mix by the fallback before the run fails."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ConfigError(f"mixing.depth must be at least 1, got {self.depth}")
+        if self.alpha < 0:
+            raise ConfigError(f"mixing.alpha must be positive, or 0 for the policy's usual one, got {self.alpha}")
+        if self.failure_budget < 0:
+            raise ConfigError(f"mixing.failure_budget must be at least 0, got {self.failure_budget}")
+        if self.policy == "local" and not self.artefact:
+            raise ConfigError("mixing.policy 'local' needs --mixing.artefact FILE.safetensors")
+
+    @property
+    def resolved_alpha(self) -> float:
+        """The alpha that is used."""
+        return self.alpha or _USUAL_ALPHA[self.policy]
+
+
+@contextmanager
+def open_mixing(
+    config: MixingConfig, *, seed: int, image_size: int, world: World, metrics: TrainerMetrics
+) -> Iterator[BatchMixing]:
+    """Make what mixes this rank's batches, and close it at the end.
+
+    Raises:
+        ConfigError: if the server is not there, has no such mixer, or its mixer does not take such images.
+        ArtefactError: if the artefact of policy `local` cannot be used.
+    """
+    plans = PlanSeed(run_seed=seed, rank=world.rank, alpha=config.resolved_alpha, per_sample=config.per_sample)
+    if config.policy != "remote":
+        yield InProcessMixing(_in_process_mixer(config, image_size, world), plans, world.device, metrics)
+        return
+    client = ClientConfig(deadline_s=config.deadline_s)
+    with connect(config.endpoint, mixer=config.mixer, config=client, observer=metrics) as remote:
+        _check_server(config, image_size, remote)
+        yield RemoteMixing(
+            remote,
+            fallback=hand_crafted(config.fallback),
+            plans=plans,
+            depth=config.depth,
+            breaker=Breaker(),
+            budget=FailureBudget(config.failure_budget, config.endpoint),
+            device=world.device,
+            metrics=metrics,
+        )
+
+
+def hand_crafted(policy: HandCrafted, alpha: float = 1.0) -> HandCraftedMixer:
+    """Make a hand-crafted mixer by its name."""
+    if policy == "none":
+        return no_mixing()
+    return mixup(alpha) if policy == "mixup" else cutmix(alpha)
+
+
+def _in_process_mixer(config: MixingConfig, image_size: int, world: World) -> Mixer:
+    if config.policy == "local":
+        mixer = load_mixer(config.artefact, str(world.device))
+        mixer.spec.check_size(image_size, image_size)
+        return mixer
+    assert config.policy != "remote"
+    return hand_crafted(config.policy, config.resolved_alpha)
+
+
+def _check_server(config: MixingConfig, image_size: int, remote: RemoteMixer) -> None:
+    try:
+        info = remote.wait_ready(config.startup_timeout_s)
+    except (MixerUnavailable, MixerTimeout) as error:
+        raise ConfigError(
+            f"no mixer server answers at {config.endpoint} within {config.startup_timeout_s:g} s ({error}); "
+            "start one with `samix serve`, or choose another --mixing.policy"
+        ) from error
+    except MixerNotFound as error:
+        raise ConfigError(f"{error}; set --mixing.mixer") from error
+    if not info.min_side <= image_size <= info.max_side:
+        raise ConfigError(
+            f"mixer {info.name} takes images of {info.min_side} to {info.max_side} pixels, data.image_size is "
+            f"{image_size}; change it or choose another mixer"
+        )
+    log.info("mixer", extra={"endpoint": config.endpoint, "mixer": info.name, "version": info.version})

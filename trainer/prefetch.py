@@ -1,0 +1,181 @@
+"""Mixed batches for an epoch, made beside the training step where the mixer is elsewhere.
+
+    loader --> send ... depth batches under way ... --> receive --> step
+                                                   \\--> fallback, counted, where no answer came
+
+However the mixer behaves, one batch in gives exactly one batch out: a rank that skipped a step alone would leave the
+others hanging in their all-reduce.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from samix.client.remote import PendingMix, RemoteMixer
+from samix.errors import BadBatch, MixerError, MixerNotFound
+from samix.mixing.batch import MixedBatch, MixPlan
+from samix.mixing.plan import derive_seed, draw_plan, generator_for
+from samix.mixing.protocol import Mixer
+from services.shards.dataset import Batch
+from trainer.fallback import Breaker, FailureBudget
+from trainer.metrics import TrainerMetrics
+
+log = logging.getLogger(__name__)
+
+
+class BatchMixing(Protocol):
+    """Mixes the batches of this rank."""
+
+    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[MixedBatch]:
+        """Mix every batch of an epoch, in order, onto the device of this rank."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanSeed:
+    """Where the plans of a rank come from: (run seed, epoch, step, rank) decide everything that is drawn."""
+
+    run_seed: int
+    """Of the run."""
+    rank: int
+    """Of this process: its batches are mixed in themselves."""
+    alpha: float
+    """Of the Beta distribution of lam."""
+    per_sample: bool
+    """One lam for each image instead of one for the batch."""
+
+    def seed(self, epoch: int, step: int) -> int:
+        """Seed of whatever one batch draws beyond its plan."""
+        return derive_seed(self.run_seed, epoch, step, self.rank)
+
+    def plan(self, epoch: int, step: int, batch_size: int) -> MixPlan:
+        """Draw the plan of one batch."""
+        generator = generator_for(self.run_seed, epoch, step, self.rank)
+        return draw_plan(batch_size, alpha=self.alpha, generator=generator, per_sample=self.per_sample)
+
+
+class InProcessMixing:
+    """Mixes each batch when it is asked for, in this process."""
+
+    def __init__(self, mixer: Mixer, plans: PlanSeed, device: torch.device, metrics: TrainerMetrics) -> None:
+        self._mixer = mixer
+        self._plans = plans
+        self._device = device
+        self._metrics = metrics
+
+    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[MixedBatch]:
+        """Mix every batch of an epoch; see `BatchMixing`."""
+        for step, batch in enumerate(batches):
+            started = time.perf_counter()
+            plan = self._plans.plan(epoch, step, len(batch))
+            images, labels = _to_device(batch, self._device)
+            seed = self._plans.seed(epoch, step)
+            mixed = self._mixer.mix(images, labels, seed=seed, lam=plan.lam, partner=plan.partner)
+            self._metrics.wait.observe(time.perf_counter() - started)
+            yield mixed
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A batch on its way; `pending` is None where the mixer was not even asked."""
+
+    batch: Batch
+    seed: int
+    sent_at: float
+    pending: PendingMix | None
+
+
+class RemoteMixing:
+    """Keeps `depth` batches under way to a server, and falls back batch by batch while it does not answer."""
+
+    def __init__(
+        self,
+        remote: RemoteMixer,
+        *,
+        fallback: Mixer,
+        plans: PlanSeed,
+        depth: int,
+        breaker: Breaker,
+        budget: FailureBudget,
+        device: torch.device,
+        metrics: TrainerMetrics,
+    ) -> None:
+        self._remote = remote
+        self._fallback = fallback
+        self._plans = plans
+        self._depth = depth
+        self._breaker = breaker
+        self._budget = budget
+        self._device = device
+        self._metrics = metrics
+        self._is_lost = False
+        self._last_error: MixerError | None = None
+
+    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[MixedBatch]:
+        """Mix every batch of an epoch; see `BatchMixing`.
+
+        Raises:
+            BudgetSpent: once the fallback mixed more batches than it may.
+            BadBatch, MixerNotFound: if the server refuses what no retry or fallback should hide.
+        """
+        self._budget.renew()
+        under_way: deque[_Sent] = deque()
+        try:
+            for step, batch in enumerate(batches):
+                under_way.append(self._send(epoch, step, batch))
+                if len(under_way) > self._depth:
+                    yield self._receive(under_way.popleft())
+            while under_way:
+                yield self._receive(under_way.popleft())
+        finally:
+            for sent in under_way:
+                if sent.pending is not None:
+                    sent.pending.cancel()
+
+    def _send(self, epoch: int, step: int, batch: Batch) -> _Sent:
+        seed, pending = self._plans.seed(epoch, step), None
+        if self._breaker.allows():
+            plan = self._plans.plan(epoch, step, len(batch))
+            pending = self._remote.submit(batch.images, batch.labels, plan=plan)
+        return _Sent(batch, seed, self._breaker.now(), pending)
+
+    def _receive(self, sent: _Sent) -> MixedBatch:
+        started = time.perf_counter()
+        mixed = self._answer(sent)
+        if mixed is None:
+            assert self._last_error is not None  # the breaker opens after a failure only
+            self._budget.spend(self._last_error)
+            self._metrics.fallbacks.inc()
+            images, labels = _to_device(sent.batch, self._device)
+            mixed = self._fallback.mix(images, labels, seed=sent.seed)
+        self._metrics.wait.observe(time.perf_counter() - started)
+        return mixed
+
+    def _answer(self, sent: _Sent) -> MixedBatch | None:
+        if sent.pending is None:
+            return None
+        try:
+            mixed = sent.pending.result(self._device)
+        except (BadBatch, MixerNotFound):
+            raise
+        except MixerError as error:
+            self._breaker.failed(sent.sent_at)
+            if not self._is_lost:
+                log.warning("mixer_lost", extra={"reason": str(error), "now": "fallback"})
+            self._is_lost, self._last_error = True, error
+            return None
+        self._breaker.succeeded()
+        if self._is_lost:
+            log.info("mixer_back")
+            self._is_lost = False
+        return mixed
+
+
+def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    return batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)

@@ -1,0 +1,71 @@
+"""Recipes of the trainer: full configurations by name. Give the shards and the output folder as flags."""
+
+import tyro
+
+from samix.mixing.backbone import BackboneSpec
+from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, HALF, SMALL_RESNET, TINY_RESNET
+from services.shards.config import DataConfig
+from trainer.config import TrainConfig
+from trainer.model import ModelConfig
+from trainer.optimise import OptimiserConfig
+
+_DIGITS = TrainConfig(
+    data=DataConfig(
+        train=tyro.MISSING,
+        val=tyro.MISSING,
+        num_classes=10,
+        image_size=16,
+        global_batch=64,
+        flip=False,
+        padding=2,
+        num_workers=0,
+    ),
+    model=ModelConfig(backbone=TINY_RESNET, mean=HALF, std=HALF),
+    optimiser=OptimiserConfig(lr=0.1),
+    epochs=15,
+)
+_CIFAR = TrainConfig(
+    data=DataConfig(train=tyro.MISSING, val=tyro.MISSING, num_classes=20, global_batch=128, num_workers=1),
+    model=ModelConfig(backbone=SMALL_RESNET, mean=CIFAR_MEAN, std=CIFAR_STD),
+    optimiser=OptimiserConfig(lr=0.1, weight_decay=5e-4),
+    epochs=5,
+)
+_SMALL = TrainConfig(
+    data=DataConfig(
+        train=tyro.MISSING,
+        val=tyro.MISSING,
+        num_classes=10,
+        image_size=64,
+        global_batch=32,
+        augment="resized_crop",
+        crop_scale=(0.25, 1.0),
+        num_workers=1,
+    ),
+    model=ModelConfig(backbone=BackboneSpec(name="resnet18", layers=(1, 1, 1, 1), channels=(32, 64, 128, 256))),
+    optimiser=OptimiserConfig(lr=0.05),
+    epochs=5,
+    log_every=5,
+)
+_PHOTO = TrainConfig(
+    data=DataConfig(
+        train=tyro.MISSING,
+        val=tyro.MISSING,
+        num_classes=1000,
+        image_size=224,
+        global_batch=16,
+        augment="resized_crop",
+        eval_resize=256,
+        num_workers=1,
+    ),
+    model=ModelConfig(backbone=BackboneSpec(name="resnet18")),
+    optimiser=OptimiserConfig(lr=0.05),
+    epochs=1,
+    log_every=5,
+)
+
+RECIPES: dict[str, tuple[str, TrainConfig]] = {
+    "digits_cpu": ("Handwritten digits at 16 px, ResNet-10 of a quarter width: seconds per epoch on a CPU.", _DIGITS),
+    "cifar_cpu": ("CIFAR at 32 px, ResNet-10 of half width: a minute per 10,000 images on two cores.", _CIFAR),
+    "small_cpu": ("Photographs at 64 px, ResNet-10 of half width, for a CPU.", _SMALL),
+    "photo_cpu": ("Photographs at 224 px with ImageNet's augmentation, ResNet-18: one epoch on a CPU.", _PHOTO),
+}

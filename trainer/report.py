@@ -1,0 +1,100 @@
+"""What a run leaves for people: log.jsonl as it goes, curves.png and summary.json at the end. Rank 0 writes."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from trainer.loop import Step
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+class RunLog:
+    """Appends events to log.jsonl, one JSON object a line, and remembers them for the curves."""
+
+    def __init__(self, folder: Path, *, is_writer: bool) -> None:
+        self._path = folder / "log.jsonl"
+        self._is_writer = is_writer
+        self._started = time.monotonic()
+        self.rows: list[Row] = []
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Add an event, such as "step" or "epoch"."""
+        row = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **fields}
+        self.rows.append(row)
+        if self._is_writer:
+            with self._path.open("a" if len(self.rows) > 1 else "w") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def of(self, event: str) -> list[Row]:
+        """The events of one kind so far."""
+        return [row for row in self.rows if row["event"] == event]
+
+
+def follow(
+    steps: Iterable[Step], *, epoch: int, total: int, every: int, run_log: RunLog, speaks: bool
+) -> Iterator[Step]:
+    """Pass steps through while showing them: a bar on a terminal, else a log line every `every` steps."""
+    on_terminal = speaks and sys.stderr.isatty()
+    bar = tqdm(total=total, desc=f"epoch {epoch + 1}", unit="step", disable=not on_terminal, leave=False)
+    window: list[Step] = []
+    with bar:
+        for number, step in enumerate(steps, start=1):
+            window.append(step)
+            bar.update()
+            if number % every == 0 or number == total:
+                row = _average(window, epoch=epoch, step=number)
+                run_log.write("step", **row)
+                bar.set_postfix(loss=row["loss"], images_per_s=row["images_per_s"])
+                if speaks and not on_terminal:
+                    eta_s = (total - number) * sum(s.duration_s for s in window) / len(window)
+                    log.info("step", extra={**row, "of": total, "epoch_eta_s": round(eta_s)})
+                window = []
+            yield step
+
+
+def write_summary(path: Path, summary: Row) -> None:
+    """Write the summary in one piece: whoever waits for the file finds it whole."""
+    temporary = path.with_suffix(".json.partial")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def draw_curves(path: Path, run_log: RunLog, title: str) -> None:
+    """Draw loss and accuracy against epochs, and the share of time spent waiting for the mixer."""
+    epochs = run_log.of("epoch")
+    number = [row["epoch"] for row in epochs]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    loss, accuracy, wait = figure.subplots(1, 3)
+    loss.plot(number, [row["loss"] for row in epochs], color="tab:blue")
+    loss.set_title("training loss (mixed)")
+    accuracy.plot(number, [100 * row["top1"] for row in epochs], color="tab:green")
+    accuracy.set_title("top-1 accuracy, %")
+    wait.plot(number, [100 * row["wait_share"] for row in epochs], color="tab:red")
+    wait.set_title("waiting for the mixer, % of time")
+    wait.set_ylim(bottom=0)
+    for axes in (loss, accuracy, wait):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def _average(steps: list[Step], *, epoch: int, step: int) -> Row:
+    seconds = sum(s.duration_s for s in steps)
+    return {
+        "epoch": epoch + 1,
+        "step": step,
+        "loss": round(sum(s.loss for s in steps) / len(steps), 4),
+        "lr": round(steps[-1].lr, 6),
+        "images_per_s": round(sum(s.images for s in steps) / seconds, 1),
+    }

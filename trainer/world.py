@@ -1,0 +1,89 @@
+"""The ranks that train together, as torchrun started them; one process alone is a world of one."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from samix.errors import ConfigError
+
+DeviceKind = Literal["auto", "cpu", "cuda"]
+
+_TIMEOUT = timedelta(minutes=10)  # a rank may wait for another's slow mixer, not for ever
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """Where this process stands among the others."""
+
+    rank: int
+    """0 .. size - 1, across all machines."""
+    local_rank: int
+    """0 .. on this machine; also the number of its GPU."""
+    size: int
+    """Number of ranks."""
+    device: torch.device
+    """Where this rank trains."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all ranks; every rank must call it."""
+        values = values.to(self.device)
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect one small picklable value of each rank, in their order; every rank must call it."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def join_world(device: DeviceKind) -> Iterator[World]:
+    """Join the process group that torchrun describes in the environment, and leave it at the end.
+
+    Raises:
+        ConfigError: if CUDA is asked for and there is none.
+    """
+    world = World(
+        rank=int(os.environ.get("RANK", "0")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        size=int(os.environ.get("WORLD_SIZE", "1")),
+        device=choose_device(device, int(os.environ.get("LOCAL_RANK", "0"))),
+    )
+    if world.size == 1:
+        yield world
+        return
+    on_gpu = world.device.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT, device_id=world.device if on_gpu else None)
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(kind: DeviceKind, local_rank: int = 0) -> torch.device:
+    """Turn `auto` into the GPU of this rank where there is one, else the CPU.
+
+    Raises:
+        ConfigError: if CUDA is asked for and there is none.
+    """
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for, but torch finds no GPU; use --device auto")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

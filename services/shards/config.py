@@ -41,7 +41,7 @@ class LoadingConfig:
         for name in ("padding", "lanes", "num_workers"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.padding >= self.image_size:
+        if self.augment == "crop" and self.padding >= self.image_size:
             raise ConfigError(f"padding must be smaller than image_size {self.image_size}, got {self.padding}")
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ConfigError(f"crop_scale must be two shares, 0 < smallest <= largest <= 1, got {self.crop_scale}")

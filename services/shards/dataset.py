@@ -47,10 +47,13 @@ class BatchRequest:
     """int64 [B]."""
 
 
-class ShardDataset(Dataset["Batch | InputError"]):
+Answer = Batch | InputError | OSError
+
+
+class ShardDataset(Dataset[Answer]):
     """Maps a request to its batch.
 
-    An error of the data is returned, not raised: torch would bury its sentence in a traceback of the worker.
+    An error of the data or the disk is returned, not raised: torch would bury its sentence in the worker's traceback.
     """
 
     def __init__(self, shards: ShardSet, transform: Transform, *, num_classes: int, seed: int) -> None:
@@ -59,10 +62,10 @@ class ShardDataset(Dataset["Batch | InputError"]):
         self._num_classes = num_classes
         self._seed = seed
 
-    def __getitem__(self, request: BatchRequest) -> "Batch | InputError":
+    def __getitem__(self, request: BatchRequest) -> Answer:
         try:
             return self.load(request)
-        except InputError as err:
+        except (InputError, OSError) as err:
             return err
 
     def load(self, request: BatchRequest) -> Batch:
@@ -70,6 +73,7 @@ class ShardDataset(Dataset["Batch | InputError"]):
 
         Raises:
             ShardError: naming the first shard and sample that cannot be used.
+            OSError: if a shard cannot be read.
         """
         size, count = self._transform.size, len(request.positions)
         images, labels = np.empty((count, 3, size, size), np.uint8), np.empty(count, np.int64)
@@ -91,7 +95,7 @@ class ShardDataset(Dataset["Batch | InputError"]):
         if sample.label >= self._num_classes:
             raise ShardError(
                 f"{sample} has label {sample.label}, but there are {self._num_classes} classes (0 to "
-                f"{self._num_classes - 1}); raise --data.num-classes"
+                f"{self._num_classes - 1}); raise num-classes"
             )
         # Seeded by what the sample is, never by rank or worker: the same for every world size and after a restart.
         rng = np.random.default_rng((_AUGMENT_STREAM, self._seed, epoch, position))

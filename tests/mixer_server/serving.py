@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+from grpc_health.v1 import health_pb2_grpc
 
 from mixer_server.app import MixerServer
 from mixer_server.config import ServerConfig
@@ -41,6 +42,10 @@ def connect(address: str) -> Iterator[MixerServiceStub]:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(address, options=options) as channel:
         yield MixerServiceStub(channel)
+
+
+def health_of(channel: grpc.Channel) -> Any:
+    return health_pb2_grpc.HealthStub(channel)  # its methods are unknown to type checkers
 
 
 def random_call(num_images: int = 4, side: int = 32, seed: int = 0, **changes: Any) -> MixCall:

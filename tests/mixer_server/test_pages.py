@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from prometheus_client.parser import text_string_to_metric_families
-from serving import WAIT_S, Gate, ask, connect, random_call, request, serve, tiny_mixer
+from serving import WAIT_S, Gate, ask, connect, health_of, random_call, request, serve, tiny_mixer
 
 from mixer_server.app import MixerServer
 from mixer_server.readiness import SERVICE, Readiness
@@ -98,7 +98,7 @@ def test_readiness_comes_mixer_by_mixer():
 def test_health_has_a_name_for_each_mixer(server: MixerServer):
     """The standard health check knows the server, the service and each mixer, and nothing else."""
     with grpc.insecure_channel(server.addresses["grpc"]) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub = health_of(channel)
         statuses = [
             stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=WAIT_S).status
             for name in ("", SERVICE, "model/tiny")

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from serving import WAIT_S, Gate, ask, connect, random_call, request, sample, serve, tiny_mixer
+from grpc_health.v1 import health_pb2
+from serving import WAIT_S, Gate, ask, connect, health_of, random_call, request, sample, serve, tiny_mixer
 
 from mixer_server.app import MixerServer
 from mixer_server.batcher import BatchingConfig
@@ -79,7 +79,7 @@ def test_health_answers_while_all_mixes_wait(crowded: tuple[MixerServer, Gate]):
 
         with pytest.raises(grpc.RpcError) as caught:
             ask(stub, small)
-        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+        health = health_of(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
         gate.open()
         answers = [running.result(), *(future.result() for future in waiting)]
 
@@ -94,7 +94,7 @@ def test_health_answers_beside_many_watchers(mixer: FrozenMixer):
     """Open health watches hold no threads: mixes and checks go on beside hundreds of them."""
     with serve(mixer) as server, connect(server.addresses["grpc"]) as stub:
         with grpc.insecure_channel(server.addresses["grpc"]) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health = health_of(channel)
             watches = [health.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S) for _ in range(100)]
             statuses = [next(watch).status for watch in watches]
             check = health.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)

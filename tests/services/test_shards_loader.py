@@ -1,4 +1,7 @@
 import dataclasses
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,9 +109,39 @@ def test_an_error_in_a_worker_keeps_its_sentence(tmp_path, config):
     with train_loader(bad, seed=1) as loader, pytest.raises(ShardError) as caught:
         list(loader)
 
-    assert str(caught.value) == (
-        f"sample 1 of {path} has label 7, but there are 3 classes (0 to 2); raise --data.num-classes"
+    assert str(caught.value) == (f"sample 1 of {path} has label 7, but there are 3 classes (0 to 2); raise num-classes")
+
+
+@pytest.mark.slow
+def test_a_killed_program_leaves_no_workers(config):
+    """When a program that loads is killed, its workers end too: they hold the program's output open no longer."""
+    script = (
+        "import sys\n"
+        "from services.shards.config import DataConfig\n"
+        "from services.shards.loader import train_loader\n"
+        f"loader = train_loader({dataclasses.replace(config, num_workers=2)!r}, seed=1)\n"
+        "batches = iter(loader)\n"
+        "next(batches)\n"
+        "print('loading', flush=True)\n"
+        "sys.stdin.read()\n"
     )
+    program = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    assert program.stdout.readline() == "loading\n"
+
+    program.kill()
+    _, _ = program.communicate(timeout=20)  # returns when the last process that shares stdout has ended
+
+    assert program.returncode == -signal.SIGKILL
+
+
+def test_a_shard_that_vanishes_is_named(config, tmp_path):
+    """A shard that cannot be opened any more is an error with its name."""
+    with train_loader(config, seed=1) as loader:
+        (tmp_path / "noise-000001.tar").unlink()
+
+        with pytest.raises(FileNotFoundError, match=r"noise-000001\.tar"):
+            list(loader)
 
 
 def test_evaluation_sees_every_sample_once(config):

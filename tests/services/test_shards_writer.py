@@ -1,16 +1,18 @@
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from shard_making import encoded, noise
+from sklearn.datasets import load_digits
 
 from samix.errors import InputError
 from services.shards.cli import main
 from services.shards.decode import open_picture
 from services.shards.index import open_shards
-from services.shards.reader import SampleReader
-from services.shards.sources import SourceImage, digits, image_folder
+from services.shards.reader import Sample, SampleReader
+from services.shards.sources import digits, image_folder
 from services.shards.writer import write_shards
 
 
@@ -42,23 +44,14 @@ def test_digits_are_real_and_split_by_class():
 
 def test_digits_keep_their_pixels():
     """At 8 pixels a digit's grey levels 0..16 become 0..255 exactly."""
-    from sklearn.datasets import load_digits
-
+    images, _ = load_digits(return_X_y=True)
+    levels = {np.rint(image * 255 / 16).astype(np.uint8).tobytes() for image in images}
     stored = digits(seed=0, size=8).splits["test"][0]
-    levels = {np.rint(image * 255 / 16).astype(np.uint8).tobytes() for image in load_digits().images}
 
-    with_grey = write_and_read(stored)
+    pixels = np.asarray(open_picture(Sample(Path("a.tar"), "k", stored.read(), stored.label)).load())
 
-    assert np.array_equal(with_grey[..., 0], with_grey[..., 1])
-    assert with_grey[..., 0].tobytes() in levels
-
-
-def write_and_read(image: SourceImage) -> np.ndarray:
-    from pathlib import Path
-
-    from services.shards.reader import Sample
-
-    return np.asarray(open_picture(Sample(Path("a.tar"), "k", image.read(), image.label)).load())
+    assert np.array_equal(pixels[..., 0], pixels[..., 1])
+    assert pixels[..., 0].tobytes() in levels
 
 
 def test_an_image_folder_keeps_its_bytes(photos, tmp_path):

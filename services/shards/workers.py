@@ -1,0 +1,104 @@
+"""Worker processes that answer requests for batches, in the order of the requests."""
+
+import os
+import threading
+from collections.abc import Iterator
+from multiprocessing import get_context, parent_process
+from multiprocessing.context import ForkServerContext
+from typing import Any, Self
+
+import torch
+from torch.utils.data import DataLoader
+
+from services.shards.config import LoadingConfig
+from services.shards.dataset import Answer, Batch, BatchRequest, ShardDataset
+
+
+class BatchLoader:
+    """Iterates over the batches of its requests, read in this process or in workers that live until `close`.
+
+    It owns the workers and the open shards: use it in a `with`, or close it.
+    """
+
+    def __init__(
+        self, dataset: ShardDataset, config: LoadingConfig, requests: list[BatchRequest], *, pin_memory: bool
+    ) -> None:
+        self._dataset = dataset
+        self._config = config
+        self._pin_memory = pin_memory
+        self._sampler = _Sampler(requests)
+        self._loader: DataLoader[Answer] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._loader = self._loader or self._start()
+        for answer in self._loader:
+            if isinstance(answer, Exception):
+                raise answer
+            yield answer
+
+    def close(self) -> None:
+        """Stop the workers and close the shards; iterating again starts anew."""
+        self._loader = None  # torch stops its workers when the last reference goes
+        self._dataset.close()
+
+    def _start(self) -> DataLoader[Answer]:
+        num_workers = self._config.num_workers
+        return DataLoader(
+            self._dataset,
+            batch_size=None,  # a request is a whole batch
+            sampler=self._sampler,
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            prefetch_factor=self._config.prefetch if num_workers else None,
+            persistent_workers=num_workers > 0,
+            multiprocessing_context=_worker_context() if num_workers else None,
+            worker_init_fn=_follow_parent,
+            pin_memory=self._pin_memory,
+            generator=torch.Generator(),  # else it would draw from torch's global one
+        )
+
+
+class _Sampler:
+    """Feeds the DataLoader; persistent workers need one object whose content changes."""
+
+    def __init__(self, requests: list[BatchRequest]) -> None:
+        self.requests = requests
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return iter(self.requests)
+
+
+def _worker_context() -> ForkServerContext:
+    # A forked copy of a process that uses gRPC crashes or hangs: grpc/grpc#32992. The fork server never saw gRPC, and
+    # imports torch once for all workers.
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["services.shards.dataset"])
+    return context
+
+
+def _follow_parent(_worker: int) -> None:
+    # torch watches the fork server instead, which lives as long as its workers: a killed trainer would leave them all.
+    parent = parent_process()
+    assert parent is not None
+
+    def exit_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True, name="follow-parent").start()
+
+
+def _as_is(answer: Any) -> Any:
+    return answer

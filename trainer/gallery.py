@@ -1,0 +1,151 @@
+"""Draw what a mixer does: a grid of mixed pairs over lambda with their masks, and a plot of masks against lambda."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from samix.errors import ConfigError
+from samix.mixing.artefact import load_mixer
+from samix.mixing.batch import MixedBatch
+from samix.mixing.frozen import FrozenMixer
+from samix.mixing.plan import generator_for
+from services.cli import program
+from services.config import parse_config
+from services.logs import setup_logging
+from services.shards.config import DataConfig
+from services.shards.dataset import BatchRequest, ShardDataset
+from services.shards.index import open_shards
+from services.shards.reader import count_classes
+from trainer.quality import MaskQuality, mask_quality
+from trainer.world import DeviceKind, choose_device
+
+log = logging.getLogger(__name__)
+
+_QUALITY_IMAGES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryConfig:
+    """Draw a grid of mixed pairs (rows) over lambda (columns), with their masks."""
+
+    mixer: Path
+    """The mixer's .safetensors file."""
+    data: str
+    """Shards with pictures: a path, a glob or a brace pattern (quote it)."""
+    out: Path
+    """The PNG to write."""
+    masks_plot: Path | None = None
+    """Another PNG: mean and spread of masks against lambda, where a trivial mixer shows at a glance."""
+    pairs: int = 6
+    """Rows of the grid."""
+    lams: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9)
+    """Columns of the grid: the share of the left picture."""
+    image_size: int = 0
+    """Side of the pictures in pixels; 0 takes the one the mixer was trained on."""
+    seed: int = 0
+    """Chooses the pictures."""
+    device: DeviceKind = "auto"
+    """Where the mixer runs."""
+
+    def __post_init__(self) -> None:
+        if self.pairs < 1:
+            raise ConfigError(f"pairs must be at least 1, got {self.pairs}")
+        if not self.lams or not all(0 <= lam <= 1 for lam in self.lams):
+            raise ConfigError(f"lams must lie in [0, 1], got {self.lams}")
+        for path in filter(None, (self.out, self.masks_plot)):
+            if path.suffix.lower() != ".png":
+                raise ConfigError(f"pictures are written as .png, got {str(path)!r}")
+
+
+@program
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run `samix gallery --mixer FILE --data GLOB --out PNG`."""
+    config = parse_config(GalleryConfig, "gallery", argv)
+    setup_logging()
+    mixer = load_mixer(config.mixer, str(choose_device(config.device)))
+    pictures = _pictures(config, config.image_size or mixer.spec.image_size)
+    draw_gallery(config.out, mixer, pictures[: 2 * config.pairs], config.lams)
+    log.info("gallery", extra={"path": str(config.out), "mixer": mixer.name, "version": mixer.version})
+    if config.masks_plot is not None:
+        quality = mask_quality(mixer, pictures, seed=config.seed)
+        draw_masks_plot(config.masks_plot, quality, mixer.name)
+        figures = {"lam_error": round(quality.mean_error, 4), "spread": round(quality.mean_spread, 4)}
+        log.info("masks_plot", extra={"path": str(config.masks_plot), **figures})
+    return 0
+
+
+def draw_gallery(path: Path, mixer: FrozenMixer, pictures: Tensor, lams: Sequence[float]) -> None:
+    """Draw pairs: the left picture, mixes and masks at each lambda, the right picture.
+
+    Args:
+        path: the PNG.
+        mixer: what mixes.
+        pictures: uint8 [2 P, 3, S, S]; picture i is paired with picture P + i.
+        lams: share of the left picture in each column.
+    """
+    pairs = len(pictures) // 2
+    partner = torch.arange(2 * pairs).roll(-pairs)
+    columns = [mixer.mix(pictures, lam=lam, partner=partner) for lam in lams]
+    figure = Figure(figsize=(1.1 * (len(lams) + 2), 2.2 * pairs + 0.5), layout="constrained")
+    grid = figure.subplots(2 * pairs, len(lams) + 2, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for row in range(pairs):
+        _show(grid[2 * row][0], pictures[row])
+        _show(grid[2 * row][-1], pictures[pairs + row])
+        for column, mixed in enumerate(columns, start=1):
+            _show_mix(grid[2 * row][column], grid[2 * row + 1][column], mixed, row)
+    for column, lam in enumerate(lams, start=1):
+        grid[0][column].set_title(f"λ = {lam:g}", fontsize=9)
+    figure.suptitle(
+        f"{mixer.name} {mixer.version}: mixes, and below them their masks (white: left picture)", fontsize=9
+    )
+    figure.savefig(path, dpi=100)
+
+
+def draw_masks_plot(path: Path, quality: MaskQuality, name: str) -> None:
+    """Plot mean masks and their spatial spread against lambda."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    mean, spread = figure.subplots(1, 2)
+    mean.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="mean = λ")
+    mean.errorbar(quality.lam, quality.mean, yerr=quality.error, marker="o", capsize=2, label="mask, ± mean error")
+    mean.set(xlabel="λ", ylabel="mean of the mask", xlim=(0, 1), ylim=(0, 1))
+    mean.legend(fontsize=8)
+    spread.bar(quality.lam, quality.spread, width=0.07)
+    spread.axhline(0.02, color="tab:red", linestyle=":", label="trivial below")
+    spread.set(xlabel="λ", ylabel="spatial standard deviation", xlim=(0, 1))
+    spread.legend(fontsize=8)
+    figure.suptitle(name, fontsize=9)
+    figure.savefig(path, dpi=100)
+
+
+def _pictures(config: GalleryConfig, image_size: int) -> Tensor:
+    shards = open_shards(config.data)
+    wanted = max(2 * config.pairs, _QUALITY_IMAGES if config.masks_plot else 0)
+    if shards.total < 2 * config.pairs:
+        raise ConfigError(f"{config.pairs} pairs need {2 * config.pairs} pictures, {config.data} has {shards.total}")
+    positions = torch.randperm(shards.total, generator=generator_for(config.seed))[:wanted].numpy().astype(np.int64)
+    data = DataConfig(
+        train=config.data, val=config.data, num_classes=count_classes(shards), image_size=image_size, padding=0
+    )
+    dataset = ShardDataset(shards, data.eval_transform(), num_classes=data.num_classes, seed=config.seed)
+    try:
+        return dataset.load(BatchRequest(0, positions)).images
+    finally:
+        dataset.close()
+
+
+def _show_mix(picture_axes: Axes, mask_axes: Axes, mixed: MixedBatch, row: int) -> None:
+    _show(picture_axes, (mixed.images[row] * 255).round().to(torch.uint8))
+    mask_axes.imshow(mixed.masks[row, 0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _show(axes: Axes, picture: Tensor) -> None:
+    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable
 
+from samix.errors import MixerError
+
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 
 
-class BudgetSpent(Exception):
+class BudgetSpent(MixerError):
     """A rank mixed more batches by its fallback than it may in one epoch."""
 
 

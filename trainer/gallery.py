@@ -1,4 +1,4 @@
-"""Draw what a mixer does: a grid of mixed pairs over lambda with their masks, and a plot of masks against lambda."""
+"""Draw what a mixer does: mixed pairs with their masks over lambda, and whether masks follow lambda."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Pretrain a SAMix mixer beside a classifier, and write it as an artefact to be frozen and reused (SAMix^P)."""
+"""Pretrain a SAMix mixer beside a classifier and write it as an artefact."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from samix.mixing.artefact import check_artefact_path, save_artefact
 from samix.mixing.online import MixerLoss
 from services.cli import program
-from services.config import parse_recipe
+from services.config import parse_recipe, write_resolved
 from services.logs import setup_logging
 from services.malloc import tune_malloc
 from services.shards.config import DataConfig
@@ -58,6 +58,7 @@ def pretrain(recipe: str, config: PretrainConfig) -> None:
     quality = mask_quality(mixer, sample, seed=config.seed)
     figures = {"lam_error": f"{quality.mean_error:.4f}", "spread": f"{quality.mean_spread:.4f}"}
     settings = {"epochs": str(config.epochs), "seed": str(config.seed)}
+    write_resolved(config, config.out.with_suffix(".config.json"))
     provenance = {"data": config.data.rpartition("/")[2], "recipe": recipe, **settings, **figures, **software()}
     save_artefact(config.out, mixer, provenance)
     log.info("artefact", extra={"path": str(config.out), "mixer": mixer.name, "version": mixer.version, **figures})

@@ -23,6 +23,7 @@ _DIGITS = TrainConfig(
     model=ModelConfig(backbone=TINY_RESNET, mean=HALF, std=HALF),
     optimiser=OptimiserConfig(lr=0.1),
     epochs=15,
+    log_every=100,
 )
 _CIFAR = TrainConfig(
     data=DataConfig(train=tyro.MISSING, val=tyro.MISSING, num_classes=20, global_batch=128, num_workers=1),

@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from trainer.loop import Step
+from trainer.world import World
 
 log = logging.getLogger(__name__)
 
@@ -41,21 +42,21 @@ class RunLog:
 
 
 def follow(
-    steps: Iterable[Step], *, epoch: int, total: int, every: int, run_log: RunLog, speaks: bool
+    steps: Iterable[Step], *, epoch: int, total: int, every: int, run_log: RunLog, world: World
 ) -> Iterator[Step]:
     """Pass steps through while showing them: a bar on a terminal, else a log line every `every` steps."""
-    on_terminal = speaks and sys.stderr.isatty()
+    on_terminal = world.is_main and sys.stderr.isatty()
     bar = tqdm(total=total, desc=f"epoch {epoch + 1}", unit="step", disable=not on_terminal, leave=False)
     window: list[Step] = []
     with bar:
         for number, step in enumerate(steps, start=1):
             window.append(step)
             bar.update()
-            if number % every == 0 or number == total:
-                row = _average(window, epoch=epoch, step=number)
+            if number % every == 0:
+                row = _average(window, epoch=epoch, step=number, world_size=world.size)
                 run_log.write("step", **row)
                 bar.set_postfix(loss=row["loss"], images_per_s=row["images_per_s"])
-                if speaks and not on_terminal:
+                if world.is_main and not on_terminal:
                     eta_s = (total - number) * sum(s.duration_s for s in window) / len(window)
                     log.info("step", extra={**row, "of": total, "epoch_eta_s": round(eta_s)})
                 window = []
@@ -89,12 +90,30 @@ def draw_curves(path: Path, run_log: RunLog, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _average(steps: list[Step], *, epoch: int, step: int) -> Row:
+def draw_comparison(path: Path, folders: Sequence[Path]) -> None:
+    """Draw loss and accuracy of several finished runs into one picture; a run is named after its folder."""
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for folder in folders:
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        epochs = [row for row in rows if row["event"] == "epoch"]
+        number = [row["epoch"] for row in epochs]
+        loss.plot(number, [row["loss"] for row in epochs], label=f"mixing: {folder.name}")
+        accuracy.plot(number, [100 * row["top1"] for row in epochs], label=f"mixing: {folder.name}")
+    loss.set(title="training loss (mixed labels cost more)", xlabel="epoch")
+    accuracy.set(title="test accuracy, %", xlabel="epoch")
+    for axes in (loss, accuracy):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _average(steps: list[Step], *, epoch: int, step: int, world_size: int) -> Row:
     seconds = sum(s.duration_s for s in steps)
     return {
         "epoch": epoch + 1,
         "step": step,
         "loss": round(sum(s.loss for s in steps) / len(steps), 4),
         "lr": round(steps[-1].lr, 6),
-        "images_per_s": round(sum(s.images for s in steps) / seconds, 1),
+        "images_per_s": round(world_size * sum(s.images for s in steps) / seconds, 1),
     }

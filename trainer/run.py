@@ -126,7 +126,7 @@ def _epoch(run: _Run, network: nn.Module, epoch: int) -> Accuracy:
         total=run.train.steps_per_epoch,
         every=run.config.log_every,
         run_log=run.run_log,
-        speaks=run.world.is_main,
+        world=run.world,
     )
     losses = [step.loss for step in shown]
     seconds = time.monotonic() - started

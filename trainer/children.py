@@ -1,0 +1,99 @@
+"""Child processes of a program that starts others: logged, bounded in time, and never left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+_STOP_GRACE_S = 40.0  # torchrun gives its workers 30 s
+_POLL_S = 0.1
+_TAIL_LINES = 12
+
+
+class ChildFailed(Exception):
+    """A child ended with an error, or took too long."""
+
+
+class Child:
+    """One process in a session of its own, so that Ctrl-C on the terminal reaches only its parent."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self._process = process
+        self._log = log
+
+    def wait(self, timeout_s: float, on_line: Callable[[str], None]) -> None:
+        """Wait for success, passing on each line of output as it comes.
+
+        Raises:
+            ChildFailed: with the end of its log.
+        """
+        for line in self._lines(timeout_s):
+            on_line(line)
+        if self._process.returncode != 0:
+            raise ChildFailed(f"{self._what()} ended with status {self._process.returncode}{self._tail()}")
+
+    def wait_for_line(self, start: str, timeout_s: float) -> str:
+        """Wait until it prints a line that starts so.
+
+        Raises:
+            ChildFailed: if it ends before, or does not within `timeout_s`.
+        """
+        for line in self._lines(timeout_s):
+            if line.startswith(start):
+                return line
+        raise ChildFailed(f"{self._what()} ended without saying {start!r}{self._tail()}")
+
+    def stop(self) -> int:
+        """Ask it to end, insist after a while, and return its status."""
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            return self._process.wait(_STOP_GRACE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            return self._process.wait()
+
+    def _lines(self, timeout_s: float) -> Iterator[str]:
+        deadline = time.monotonic() + timeout_s
+        with self._log.open(errors="replace") as output:
+            rest = ""
+            while True:
+                has_ended = self._process.poll() is not None  # asked before the last read, so that nothing is missed
+                *lines, rest = (rest + output.read()).split("\n")
+                yield from lines
+                if has_ended:
+                    return
+                if time.monotonic() > deadline:
+                    raise ChildFailed(f"{self._what()} took longer than {timeout_s:.0f} s{self._tail()}")
+                time.sleep(_POLL_S)
+
+    def _what(self) -> str:
+        return f"`{self._log.stem}`"
+
+    def _tail(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return "; its log ends with\n  " + "\n  ".join(lines) + f"\n(whole log: {self._log})"
+
+
+@contextmanager
+def start_child(module: str, args: Sequence[str], log: Path) -> Iterator[Child]:
+    """Run `python -m MODULE ARGS` with its output in a file; it is gone when the block ends, however that happens."""
+    threads = {"OMP_NUM_THREADS": "1"} if module.startswith("torch.") else {}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *args],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **threads},
+            start_new_session=True,
+        )
+    child = Child(process, log)
+    try:
+        yield child
+    finally:
+        child.stop()

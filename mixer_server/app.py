@@ -104,7 +104,7 @@ class MixerServer:
         self._engine.start()
         for mixer in self.registry.mixers:
             started_s = time.monotonic()
-            for side in self.config.warm_up_sides or (mixer.spec.min_side,):
+            for side in self.config.warm_up_sides or (mixer.spec.image_size,):
                 warm_up(mixer, side)
             self.readiness.set_ready(mixer.name)
             log.info("mixer_ready", extra={"mixer": mixer.name, "warm_up_s": time.monotonic() - started_s})

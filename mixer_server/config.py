@@ -31,7 +31,7 @@ class ServerConfig:
     num_threads: int = 0
     """Threads of a pass on the CPU; 0 leaves the choice to torch."""
     warm_up_sides: tuple[int, ...] = ()
-    """Sides, in pixels, of the square images each mixer is warmed up with; without any its smallest side."""
+    """Sides, in pixels, of the square images each mixer is warmed up with; without any the one it was trained for."""
     exit_timeout_s: float = 30.0
     """Longest the server takes to answer what it has accepted, in seconds, after SIGTERM or Ctrl-C."""
     log_format: LogFormat = "text"
@@ -50,8 +50,8 @@ class ServerConfig:
                 f"num-threads must be >= 0 and exit-timeout-s positive, got {self.num_threads} and "
                 f"{self.exit_timeout_s}"
             )
-        if self.requests.max_images > self.batching.max_images:
+        if self.requests.max_images > self.batching.max_queue_images:
             raise ConfigError(
-                f"requests.max-images ({self.requests.max_images}) must not exceed batching.max-images "
-                f"({self.batching.max_images}): a request is never cut"
+                f"requests.max-images ({self.requests.max_images}) must not exceed batching.max-queue-images "
+                f"({self.batching.max_queue_images}): such a request would be refused for ever"
             )

@@ -29,7 +29,7 @@ class Job:
     deadline_s: float
     """When its caller stops waiting, on the batcher's clock."""
     max_pass_images: int
-    """Most images of its size in one pass."""
+    """Most images of its size that fit into the memory of a pass; at least its own."""
     arrived_s: float = 0.0
     """When the batcher accepted it, on the batcher's clock."""
     answer: Future[MixReply] = field(default_factory=Future)

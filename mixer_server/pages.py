@@ -60,7 +60,7 @@ def _row(mixer: FrozenMixer, readiness: Readiness) -> str:
         "ready" if readiness.is_ready(mixer.name) else "not ready",
         f"{spec.backbone.name}, stage {spec.stage}",
         spec.mode,
-        f"{spec.min_side} to {spec.max_side} px",
+        f"{spec.min_side} to {spec.max_side} px, trained for {spec.image_size}",
         mixer.device.type,
     )
     return "<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in cells) + "</tr>"

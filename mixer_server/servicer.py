@@ -25,7 +25,7 @@ class RequestConfig:
     """What a single request may ask for."""
 
     max_images: int = 256
-    """Most images in one request; at most batching.max-images."""
+    """Most images in one request; at most batching.max-queue-images."""
     max_message_mib: int = 64
     """Largest message that is read, in MiB: 256 images of 224 pixels are 37."""
     max_wait_s: float = 60.0

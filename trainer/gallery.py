@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from samix.errors import ConfigError
 from samix.mixing.artefact import load_mixer
-from samix.mixing.batch import MixedBatch
+from samix.mixing.batch import as_unit_float
 from samix.mixing.frozen import FrozenMixer
 from samix.mixing.plan import generator_for
 from services.cli import program
@@ -29,6 +29,7 @@ from trainer.world import DeviceKind, choose_device
 log = logging.getLogger(__name__)
 
 _QUALITY_IMAGES = 256
+_CELL, _GAP, _HEAD, _DPI = 64, 2, 40, 100  # pixels; dots per inch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,22 +93,38 @@ def draw_gallery(path: Path, mixer: FrozenMixer, pictures: Tensor, lams: Sequenc
     """
     pairs = len(pictures) // 2
     partner = torch.arange(2 * pairs).roll(-pairs)
-    columns = [mixer.mix(pictures, lam=lam, partner=partner) for lam in lams]
-    figure = Figure(figsize=(1.1 * (len(lams) + 2), 2.2 * pairs + 0.5), layout="constrained")
-    grid = figure.subplots(2 * pairs, len(lams) + 2, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
+    mixes = [mixer.mix(pictures, lam=lam, partner=partner) for lam in lams]
+    rows = []
     for row in range(pairs):
-        _show(grid[2 * row][0], pictures[row])
-        _show(grid[2 * row][-1], pictures[pairs + row])
-        for column, mixed in enumerate(columns, start=1):
-            _show_mix(grid[2 * row][column], grid[2 * row + 1][column], mixed, row)
-    for column, lam in enumerate(lams, start=1):
-        grid[0][column].set_title(f"λ = {lam:g}", fontsize=9)
-    figure.suptitle(
-        f"{mixer.name} {mixer.version}: mixes, and below them their masks (white: left picture)", fontsize=9
+        blank = torch.ones_like(mixes[0].images[row])
+        left, right = (as_unit_float(pictures[side]) for side in (row, pairs + row))
+        rows.append([left, *(mixed.images[row] for mixed in mixes), right])
+        rows.append([blank, *(mixed.masks[row].expand_as(blank) for mixed in mixes), blank])
+    titles = ["left", *(f"λ = {lam:g}" for lam in lams), "right"]
+    draw_grid(path, rows, titles, f"{mixer.name} {mixer.version}: mixes, below each its mask (white: left picture)")
+
+
+def draw_grid(path: Path, rows: Sequence[Sequence[Tensor]], titles: Sequence[str], caption: str) -> None:
+    """Draw pictures float [3, S, S] in [0, 1] as one raster, magnified by a whole number so that pixels stay sharp."""
+    side = rows[0][0].shape[-1]
+    factor = max(1, round(_CELL / side))
+    cells = (
+        torch.stack([torch.stack(list(row)) for row in rows])
+        .repeat_interleave(factor, -1)
+        .repeat_interleave(factor, -2)
     )
-    figure.savefig(path, dpi=100)
+    cells = F.pad(cells, (_GAP,) * 4, value=1.0)
+    step = side * factor + 2 * _GAP
+    raster = cells.permute(0, 3, 1, 4, 2).reshape(len(rows) * step, len(titles) * step, 3)
+    height, width = raster.shape[:2]
+    figure = Figure(figsize=(width / _DPI, (height + _HEAD) / _DPI), dpi=_DPI)
+    axes = figure.add_axes((0, 0, 1, height / (height + _HEAD)))
+    axes.imshow(raster.cpu().numpy(), interpolation="nearest")
+    axes.axis("off")
+    for column, title in enumerate(titles):
+        axes.text((column + 0.5) * step, -6, title, ha="center", va="bottom", fontsize=8)
+    figure.text(0.5, 0.995, caption, ha="center", va="top", fontsize=8)
+    figure.savefig(path)
 
 
 def draw_masks_plot(path: Path, quality: MaskQuality, name: str) -> None:
@@ -140,12 +157,3 @@ def _pictures(config: GalleryConfig, image_size: int) -> Tensor:
         return dataset.load(BatchRequest(0, positions)).images
     finally:
         dataset.close()
-
-
-def _show_mix(picture_axes: Axes, mask_axes: Axes, mixed: MixedBatch, row: int) -> None:
-    _show(picture_axes, (mixed.images[row] * 255).round().to(torch.uint8))
-    mask_axes.imshow(mixed.masks[row, 0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-
-
-def _show(axes: Axes, picture: Tensor) -> None:
-    axes.imshow(picture.permute(1, 2, 0).numpy(), interpolation="nearest")

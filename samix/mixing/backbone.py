@@ -6,6 +6,7 @@ timm builds them. Its ResNets carry torchvision's parameter names, so checkpoint
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from samix.errors import ConfigError
@@ -46,7 +47,8 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> nn.Module:
     network = timm.create_model(spec.name, num_classes=num_classes, **shape)
     if spec.stem == "cifar":
         _use_cifar_stem(network, spec.name)
-    return network
+    # A third less time per training step on a CPU (ResNet-10, 32 px, oneDNN), and what tensor cores want.
+    return network.to(memory_format=torch.channels_last)
 
 
 def _use_cifar_stem(network: nn.Module, name: str) -> None:

@@ -61,7 +61,7 @@ def test_drains_under_load(artefact: Path, tmp_path: Path):
         ask(stub, random_call())
 
         message = encode_request(random_call(64))
-        mixes = [stub.Mix.future(message, timeout=WAIT_S) for _ in range(48)]
+        mixes = [stub.Mix.future(message, timeout=WAIT_S) for _ in range(32)]
         mixes[4].result()
         process.send_signal(signal.SIGTERM)
         assert next(watch).status == NOT_SERVING
@@ -127,7 +127,7 @@ def test_port_in_use(artefact: Path, capsys: pytest.CaptureFixture[str], flag: s
         (["--mixers", "."], "there is no mixer (*.safetensors) in folder ."),
         (["--mixers"], "name at least one mixer: --mixers FILE_OR_FOLDER..."),
         (["--mixers", "x", "--grpc-port", "70000"], "grpc-port must lie in 0..65535, got 70000"),
-        (["--mixers", "x", "--requests.max-images", "512"], "(512) must not exceed batching.max-images (256)"),
+        (["--mixers", "x", "--requests.max-images", "9999"], "(9999) must not exceed batching.max-queue-images (4096)"),
         (["--mixers", "x", "--requests.max-in-flight", "0"], "requests.max-in-flight must be positive, got 0"),
     ],
 )

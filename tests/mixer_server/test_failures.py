@@ -1,7 +1,7 @@
 import grpc
 import pytest
 import torch
-from serving import WAIT_S, ask, connect, random_call, request, sample, serve, tiny_mixer
+from serving import WAIT_S, Gate, ask, connect, random_call, request, sample, serve, tiny_mixer
 
 from mixer_server.app import MixerServer
 from samix.errors import ArtefactError
@@ -70,3 +70,18 @@ def test_bug_at_the_edge_is_internal(caplog: pytest.LogCaptureFixture):
     assert code is grpc.StatusCode.INTERNAL
     assert details == "the server failed on this request; its log has the reason"
     assert "call_failed" in caplog.messages
+
+
+def test_pass_that_never_ends_does_not_keep_the_server(gated: tuple[FrozenMixer, Gate]):
+    """When draining takes longer than the exit timeout, callers are let go and the server says that it failed."""
+    mixer, gate = gated
+    with serve(mixer, exit_timeout_s=0.2) as server, connect(server.addresses["grpc"]) as stub:
+        gate.shut()
+        stuck = stub.Mix.future(request(), timeout=WAIT_S)
+        gate.wait_until_held()
+
+        is_drained = server.stop()
+
+        assert is_drained is False
+        assert stuck.code() in (grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE)
+        gate.open()

@@ -87,6 +87,7 @@ class MixerServicer:
         """Describe one mixer."""
         mixer = self._registry.find(parse(pb.GetMixerRequest, data).name)
         call.model = mixer.name
+        self._readiness.check(mixer.name)  # clients wait for a server by asking for its mixer
         return pb.GetMixerResponse(mixer=self._describe(mixer)).SerializeToString()
 
     @contextmanager

@@ -1,5 +1,6 @@
 """Child processes of a program that starts others: logged, bounded in time, and never left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -48,14 +49,23 @@ class Child:
         raise ChildFailed(f"{self._what()} ended without saying {start!r}{self._tail()}")
 
     def stop(self) -> int:
-        """Ask it to end, insist after a while, and return its status."""
+        """Ask it to end, insist after a while or when interrupted again, and return its status."""
         if self._process.poll() is None:
             self._process.terminate()
         try:
             return self._process.wait(_STOP_GRACE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            return self._process.wait()
+            return self._kill()
+        except KeyboardInterrupt:
+            self._kill()
+            raise
+
+    def _kill(self) -> int:
+        # torchrun puts its workers into sessions of their own, where the signal to its group does not reach them.
+        for process_id in (*_descendants(self._process.pid), self._process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+        return self._process.wait()
 
     def _lines(self, timeout_s: float) -> Iterator[str]:
         deadline = time.monotonic() + timeout_s
@@ -75,8 +85,10 @@ class Child:
         return f"`{self._log.stem}`"
 
     def _tail(self) -> str:
-        lines = self._log.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-        return "; its log ends with\n  " + "\n  ".join(lines) + f"\n(whole log: {self._log})"
+        lines = self._log.read_text(errors="replace").splitlines()
+        # Above the boxes that torchrun draws around the status of its workers stands the sentence that explains it.
+        errors = list(dict.fromkeys(line for line in lines if line.startswith("error: ")))
+        return "; its log says\n  " + "\n  ".join(errors or lines[-_TAIL_LINES:]) + f"\n(whole log: {self._log})"
 
 
 @contextmanager
@@ -97,3 +109,12 @@ def start_child(module: str, args: Sequence[str], log: Path) -> Iterator[Child]:
         yield child
     finally:
         child.stop()
+
+
+def _descendants(process_id: int) -> list[int]:
+    """Find the living children of a process, their children and so on (Linux; elsewhere none are found)."""
+    children: list[int] = []
+    for path in Path(f"/proc/{process_id}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that ended meanwhile
+            children += map(int, path.read_text().split())
+    return [found for child in children for found in (*_descendants(child), child)]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from samix.errors import ConfigError
 from samix.mixing.backbone import build_backbone
 from samix.mixing.batch import MixedBatch, as_unit_float
 from samix.mixing.losses import mixed_cross_entropy
@@ -55,6 +56,9 @@ class CoTraining:
 
         Returns:
             The classifier's loss, and the mixer's.
+
+        Raises:
+            ConfigError: if the loss is no longer finite.
         """
         self.student.train()
         progress = number / self._total_steps
@@ -71,7 +75,10 @@ class CoTraining:
         mixer_loss = self.online.loss(images, labels, features, mixers_plan, progress)
         mixed = self.online.mix(images, labels, features, students_plan)
         student_loss = self._student_loss(images, labels, mixed)
-        self._update(student_loss + mixer_loss.total)  # the two share no parameter
+        loss = student_loss + mixer_loss.total  # the two share no parameter
+        if not loss.isfinite():
+            raise ConfigError(f"the loss became {loss.item()} at step {number}; lower --optimiser.lr or --mixer-lr")
+        self._update(loss)
         self.online.block.project()
         self.online.follow(self.student, self.online.momentum_at(progress))
         return student_loss.item(), mixer_loss

@@ -62,7 +62,7 @@ class FailureBudget:
         """
         if self._left == 0:
             raise BudgetSpent(
-                f"{self._batches} batches of this epoch were mixed by the fallback, the last because of: {cause}; "
+                f"a rank may mix {self._batches} batches of an epoch by its fallback and needs one more ({cause}); "
                 f"repair the mixer at {self._mixer}, or raise --mixing.failure-budget"
             ) from cause
         self._left -= 1

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from samix.errors import ConfigError
 from samix.mixing.batch import MixedBatch
 from samix.mixing.losses import mixed_cross_entropy
 from trainer.metrics import TrainerMetrics
@@ -49,7 +50,7 @@ def train_epoch(
     """Train on every batch, one step each; the caller consumes the steps.
 
     Raises:
-        FloatingPointError: if the loss is no longer finite.
+        ConfigError: if the loss is no longer finite.
     """
     model.train()
     last = time.perf_counter()
@@ -69,7 +70,7 @@ def train_epoch(
 
 def _count(step: Step, metrics: TrainerMetrics) -> None:
     if not math.isfinite(step.loss):
-        raise FloatingPointError(f"the loss became {step.loss}; lower --optimiser.lr")
+        raise ConfigError(f"the loss became {step.loss} at learning rate {step.lr:g}; lower --optimiser.lr")
     metrics.steps.inc()
     metrics.images.inc(step.images)
     metrics.loss.set(step.loss)

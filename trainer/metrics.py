@@ -1,11 +1,16 @@
 """What one rank tells Prometheus. Every family carries the rank, so that pages of one run can be summed."""
 
+import math
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from samix.client.retrying import RetryReason
+from samix.errors import ConfigError
 from services.metrics import SECONDS_BUCKETS, make_registry
+
+_LAST_FIRST_PORT = 65_000
+"""Leaves numbers for the other ranks of a machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +23,12 @@ class MetricsConfig:
     """Port of local rank 0; rank r of a machine takes the r-th after it. 0 takes free ones."""
     linger_s: float = 60.0
     """How long the page stays after the summary, so that the last values are scraped, seconds."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= _LAST_FIRST_PORT:
+            raise ConfigError(f"metrics.port must lie in 0..{_LAST_FIRST_PORT}, got {self.port}; 0 takes a free one")
+        if not 0 <= self.linger_s < math.inf:
+            raise ConfigError(f"metrics.linger_s must be at least 0, got {self.linger_s}; 0 does not linger")
 
 
 class TrainerMetrics:

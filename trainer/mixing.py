@@ -1,6 +1,7 @@
 """Which mixer a run uses: from a policy's name in the config to something that mixes the batches of an epoch."""
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from typing import Literal
 
 from samix.client.config import ClientConfig
 from samix.client.remote import RemoteMixer, connect
-from samix.errors import ConfigError, MixerNotFound, MixerTimeout, MixerUnavailable
+from samix.errors import ConfigError, MixerBroken, MixerNotFound, MixerTimeout, MixerUnavailable
+from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.artefact import load_mixer
 from samix.mixing.plan import SAMIX_ALPHA
 from samix.mixing.policies import HandCraftedMixer, cutmix, mixup, no_mixing
@@ -55,8 +57,11 @@ class MixingConfig:
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise ConfigError(f"mixing.depth must be at least 1, got {self.depth}")
-        if self.alpha < 0:
+        if not 0 <= self.alpha < math.inf:
             raise ConfigError(f"mixing.alpha must be positive, or 0 for the policy's usual one, got {self.alpha}")
+        for name in ("deadline_s", "startup_timeout_s"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"mixing.{name} must be a positive number of seconds, got {getattr(self, name)}")
         if self.failure_budget < 0:
             raise ConfigError(f"mixing.failure_budget must be at least 0, got {self.failure_budget}")
         if self.policy == "local" and not self.artefact:
@@ -84,7 +89,10 @@ def open_mixing(
         return
     client = ClientConfig(deadline_s=config.deadline_s)
     with connect(config.endpoint, mixer=config.mixer, config=client, observer=metrics) as remote:
-        _check_server(config, image_size, remote)
+        info = _wait_for_server(config, remote)
+        _check_size(info, image_size)
+        if world.is_main:
+            log.info("mixer", extra={"endpoint": config.endpoint, "mixer": info.name, "version": info.version})
         yield RemoteMixing(
             remote,
             fallback=hand_crafted(config.fallback),
@@ -113,19 +121,23 @@ def _in_process_mixer(config: MixingConfig, image_size: int, world: World) -> Mi
     return hand_crafted(config.policy, config.resolved_alpha)
 
 
-def _check_server(config: MixingConfig, image_size: int, remote: RemoteMixer) -> None:
+def _wait_for_server(config: MixingConfig, remote: RemoteMixer) -> pb.MixerInfo:
     try:
-        info = remote.wait_ready(config.startup_timeout_s)
+        return remote.wait_ready(config.startup_timeout_s)
     except (MixerUnavailable, MixerTimeout) as error:
         raise ConfigError(
-            f"no mixer server answers at {config.endpoint} within {config.startup_timeout_s:g} s ({error}); "
-            "start one with `samix serve`, or choose another --mixing.policy"
+            f"no mixer was ready at {config.endpoint} within {config.startup_timeout_s:g} s ({error}); "
+            "start one with `samix serve`, or choose another --mixing.endpoint or --mixing.policy"
         ) from error
     except MixerNotFound as error:
         raise ConfigError(f"{error}; set --mixing.mixer") from error
+    except MixerBroken as error:
+        raise ConfigError(f"what listens at {config.endpoint} is no mixer server ({error})") from error
+
+
+def _check_size(info: pb.MixerInfo, image_size: int) -> None:
     if not info.min_side <= image_size <= info.max_side:
         raise ConfigError(
             f"mixer {info.name} takes images of {info.min_side} to {info.max_side} pixels, data.image_size is "
             f"{image_size}; change it or choose another mixer"
         )
-    log.info("mixer", extra={"endpoint": config.endpoint, "mixer": info.name, "version": info.version})

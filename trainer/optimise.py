@@ -18,7 +18,7 @@ class OptimiserConfig:
     lr: float = 0.1
     """Learning rate at its highest, for the global batch as configured."""
     min_lr: float = 0.0
-    """Learning rate at the last step."""
+    """Learning rate that the cosine falls to."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 1e-4
@@ -27,8 +27,14 @@ class OptimiserConfig:
     """Steps over which the learning rate rises in a straight line."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_lr <= self.lr:
-            raise ConfigError(f"min_lr must be between 0 and lr {self.lr}, got {self.min_lr}")
+        if not 0 <= self.min_lr <= self.lr < math.inf:
+            raise ConfigError(f"optimiser.min_lr must lie between 0 and lr, got {self.min_lr} and {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"optimiser.momentum must be at least 0 and below 1, got {self.momentum}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"optimiser.weight_decay must be at least 0, got {self.weight_decay}")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"optimiser.warmup_steps must be at least 0, got {self.warmup_steps}")
 
 
 def build_sgd(config: OptimiserConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:

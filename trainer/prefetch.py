@@ -167,12 +167,12 @@ class RemoteMixing:
         except MixerError as error:
             self._breaker.failed(sent.sent_at)
             if not self._is_lost:
-                log.warning("mixer_lost", extra={"reason": str(error), "now": "fallback"})
+                log.warning("mixer_lost", extra={"rank": self._plans.rank, "reason": str(error), "now": "fallback"})
             self._is_lost, self._last_error = True, error
             return None
         self._breaker.succeeded()
         if self._is_lost:
-            log.info("mixer_back")
+            log.info("mixer_back", extra={"rank": self._plans.rank})
             self._is_lost = False
         return mixed
 

@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 
 from tqdm import tqdm
 
+from samix.errors import ConfigError
 from samix.mixing.artefact import check_artefact_path, save_artefact
 from samix.mixing.online import MixerLoss
+from samix.mixing.spec import MixerSpec
 from services.cli import program
 from services.config import parse_recipe, write_resolved
 from services.logs import setup_logging
@@ -46,7 +48,7 @@ def pretrain(recipe: str, config: PretrainConfig) -> None:
         InputError: for whatever is wrong with config or data.
     """
     check_artefact_path(config.out)
-    config.mixer.check_size(config.loading.image_size, config.loading.image_size)
+    _check_image_size(config.mixer, config.loading.image_size)
     num_classes = config.num_classes or count_classes(open_shards(config.data))
     data = DataConfig(**asdict(config.loading), train=config.data, val=config.data, num_classes=num_classes)
     with train_loader(data, seed=config.seed) as loader:
@@ -64,6 +66,14 @@ def pretrain(recipe: str, config: PretrainConfig) -> None:
     log.info("artefact", extra={"path": str(config.out), "mixer": mixer.name, "version": mixer.version, **figures})
 
 
+def _check_image_size(spec: MixerSpec, image_size: int) -> None:
+    if spec.image_size != image_size:  # the artefact would tell another size than it was trained on
+        raise ConfigError(
+            f"mixer.image_size is {spec.image_size}, loading.image_size is {image_size}; give both the same value"
+        )
+    spec.check_size(image_size, image_size)
+
+
 def _epoch(config: PretrainConfig, training: CoTraining, loader: TrainLoader, epoch: int) -> None:
     loader.set_epoch(epoch)
     started = time.monotonic()
@@ -77,7 +87,9 @@ def _epoch(config: PretrainConfig, training: CoTraining, loader: TrainLoader, ep
             log.info("step", extra={"epoch": epoch + 1, "step": number, "of": loader.steps_per_epoch, **means.row()})
     gamma = round(training.online.block.gamma.item(), 3)
     seconds = round(time.monotonic() - started, 1)
-    log.info("epoch", extra={"epoch": epoch + 1, "of": config.epochs, **means.row(), "gamma": gamma, "s": seconds})
+    log.info(
+        "epoch", extra={"epoch": epoch + 1, "of": config.epochs, **means.row(), "gamma": gamma, "seconds": seconds}
+    )
     if means.spread < TRIVIAL_SPREAD and epoch >= config.epochs // 2:
         log.warning(
             "masks_still_trivial",

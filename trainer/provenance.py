@@ -19,11 +19,11 @@ def software() -> dict[str, str]:
 
 
 def _commit() -> str:
-    here = Path(__file__).parent
+    root = Path(__file__).parents[1]
     try:
         answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=here,
+            # Not whatever repository lies around the folder: an installed package may stand inside somebody else's.
+            ["git", "--git-dir", root / ".git", "--work-tree", root, "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True,
             text=True,
             timeout=10,

@@ -14,12 +14,15 @@ from typing import Any
 from samix.errors import ConfigError
 from services.cli import program
 from services.config import parse_config
+from services.shards.order import default_lanes
 from trainer.children import ChildFailed, start_child
 from trainer.provenance import software
-from trainer.report import draw_comparison
+from trainer.recipes import RECIPES
+from trainer.report import draw_comparison, write_summary
 
 _PHASES = 7
 _PHASE_LIMIT_S = 900.0
+_RECIPE = "digits_cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class QuickstartConfig:
     """Training processes."""
     pretrain_epochs: int = 15
     """Epochs of the mixer."""
-    epochs: int = 15
+    epochs: int = 25
     """Epochs of each training run."""
 
     def __post_init__(self) -> None:
@@ -41,19 +44,29 @@ class QuickstartConfig:
                 "ranks, pretrain_epochs and epochs must be at least 1, got "
                 f"{self.ranks}, {self.pretrain_epochs} and {self.epochs}"
             )
+        batch = RECIPES[_RECIPE][1].data.global_batch
+        if default_lanes(batch) % self.ranks:
+            raise ConfigError(f"ranks must divide the batch of {batch} images, got {self.ranks}; 1, 2 and 4 do")
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Run `samix quickstart --out DIR`."""
     config = parse_config(QuickstartConfig, "quickstart", argv)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both unwind the stack, which stops the children
+    _unwind_on_signals()
     try:
         Quickstart(config).run()
     except ChildFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _unwind_on_signals() -> None:
+    """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does, which stops the children."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, signal.default_int_handler)
 
 
 @dataclass
@@ -76,7 +89,7 @@ class Quickstart:
             self._snapshot(addresses["metrics"])
         self._draw()
         summary = self._summary(mixed, plain)
-        (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_summary(out / "summary.json", summary)
         print(_table(summary, out))
 
     def _make_shards(self) -> None:
@@ -103,7 +116,7 @@ class Quickstart:
         what = "on remotely mixed batches" if policy == "remote" else "without mixing, for comparison"
         with self._phase(f"train_{policy}", f"train {self.config.ranks} ranks {what}"):
             out = self.config.out / policy
-            launch = ["--standalone", "--nproc-per-node", str(self.config.ranks), "-m", "trainer", "digits_cpu"]
+            launch = ["--standalone", "--nproc-per-node", str(self.config.ranks), "-m", "trainer", _RECIPE]
             data = ["--data.train", self._shards("train"), "--data.val", self._shards("test"), "--out", str(out)]
             run = ["--mixing.policy", policy, "--epochs", str(self.config.epochs)]
             page = ["--metrics.port", "0", "--metrics.linger-s", "0"]

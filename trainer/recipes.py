@@ -6,6 +6,7 @@ from samix.mixing.backbone import BackboneSpec
 from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, HALF, SMALL_RESNET, TINY_RESNET
 from services.shards.config import DataConfig
 from trainer.config import TrainConfig
+from trainer.mixing import MixingConfig
 from trainer.model import ModelConfig
 from trainer.optimise import OptimiserConfig
 
@@ -21,8 +22,9 @@ _DIGITS = TrainConfig(
         num_workers=0,
     ),
     model=ModelConfig(backbone=TINY_RESNET, mean=HALF, std=HALF),
-    optimiser=OptimiserConfig(lr=0.1),
-    epochs=15,
+    mixing=MixingConfig(alpha=1.0),  # with 2, as published for longer runs, 25 epochs are too few
+    optimiser=OptimiserConfig(lr=0.1, weight_decay=5e-4),
+    epochs=25,
     log_every=100,
 )
 _CIFAR = TrainConfig(
@@ -59,6 +61,7 @@ _PHOTO = TrainConfig(
         num_workers=1,
     ),
     model=ModelConfig(backbone=BackboneSpec(name="resnet18")),
+    mixing=MixingConfig(deadline_s=30.0),  # a CPU server takes a second for 16 photographs
     optimiser=OptimiserConfig(lr=0.05),
     epochs=1,
     log_every=5,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from trainer.loop import Step
@@ -76,15 +77,16 @@ def draw_curves(path: Path, run_log: RunLog, title: str) -> None:
     number = [row["epoch"] for row in epochs]
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     loss, accuracy, wait = figure.subplots(1, 3)
-    loss.plot(number, [row["loss"] for row in epochs], color="tab:blue")
+    loss.plot(number, [row["loss"] for row in epochs], color="tab:blue", marker=".")
     loss.set_title("training loss (mixed)")
-    accuracy.plot(number, [100 * row["top1"] for row in epochs], color="tab:green")
+    accuracy.plot(number, [100 * row["top1"] for row in epochs], color="tab:green", marker=".")
     accuracy.set_title("top-1 accuracy, %")
-    wait.plot(number, [100 * row["wait_share"] for row in epochs], color="tab:red")
+    wait.plot(number, [100 * row["wait_share"] for row in epochs], color="tab:red", marker=".")
     wait.set_title("waiting for the mixer, % of time")
     wait.set_ylim(bottom=0)
     for axes in (loss, accuracy, wait):
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
@@ -98,11 +100,13 @@ def draw_comparison(path: Path, folders: Sequence[Path]) -> None:
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         epochs = [row for row in rows if row["event"] == "epoch"]
         number = [row["epoch"] for row in epochs]
-        loss.plot(number, [row["loss"] for row in epochs], label=f"mixing: {folder.name}")
-        accuracy.plot(number, [100 * row["top1"] for row in epochs], label=f"mixing: {folder.name}")
+        label = f"mixing: {folder.name}"
+        loss.plot(number, [row["loss"] for row in epochs], label=label, marker=".")
+        accuracy.plot(number, [100 * row["top1"] for row in epochs], label=label, marker=".")
     loss.set(title="training loss (mixed labels cost more)", xlabel="epoch")
     accuracy.set(title="test accuracy, %", xlabel="epoch")
     for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)

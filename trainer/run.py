@@ -3,16 +3,22 @@
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
 
+import torch
 from prometheus_client import generate_latest
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.sgd import SGD
 
+from samix.errors import ConfigError
+from services.addresses import format_address
 from services.config import write_resolved
 from services.metrics import serve_metrics
 from services.shards.loader import EvalLoader, TrainLoader, eval_loader, train_loader
@@ -29,6 +35,9 @@ from trainer.report import Row, RunLog, draw_curves, follow, write_summary
 from trainer.world import World, join_world
 
 log = logging.getLogger(__name__)
+
+_WAIT = "mixer_client_wait_seconds_sum"
+_FALLBACKS = "mixer_client_fallback_total"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,14 +65,26 @@ def run(recipe: str, config: TrainConfig) -> None:
         BudgetSpent: if the mixer failed for too long.
     """
     with join_world(config.device) as world:
+        _prepare_out(config.out, world)
         metrics = TrainerMetrics(world.rank)
         port = config.metrics.port and config.metrics.port + world.local_rank
         with closing(serve_metrics(metrics.registry, config.metrics.host, port)) as page:
-            url = f"http://{config.metrics.host}:{page.port}/metrics"
+            url = f"http://{format_address(config.metrics.host, page.port)}/metrics"
             log.info("metrics_page", extra={"rank": world.rank, "url": url})
             with _open(config, world, metrics) as parts:
                 _train(recipe, parts)
             _linger(config.metrics.linger_s, world)
+
+
+def _prepare_out(out: Path, world: World) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+        if world.is_main:
+            (out / "summary.json").unlink(missing_ok=True)  # whoever waits for it waits for this run's
+    except OSError as error:
+        raise ConfigError(f"cannot write to the folder {out} ({error.strerror}); choose another --out") from error
 
 
 @contextmanager
@@ -78,7 +99,6 @@ def _open(config: TrainConfig, world: World, metrics: TrainerMetrics) -> Iterato
     ):
         model = build_classifier(config.model, config.data.num_classes, seed=config.seed).to(world.device)
         optimiser = build_sgd(config.optimiser, model.parameters())
-        config.out.mkdir(parents=True, exist_ok=True)
         yield _Run(
             config=config,
             world=world,
@@ -96,7 +116,6 @@ def _open(config: TrainConfig, world: World, metrics: TrainerMetrics) -> Iterato
 def _train(recipe: str, run: _Run) -> None:
     started = time.monotonic()
     if run.world.is_main:
-        (run.config.out / "summary.json").unlink(missing_ok=True)  # whoever waits for it waits for this run's
         write_resolved(run.config, run.config.out / "config.json")
     network = _wrapped(run.model, run.world)
     accuracies = [_epoch(run, network, epoch) for epoch in range(run.config.epochs)]
@@ -112,11 +131,14 @@ def _train(recipe: str, run: _Run) -> None:
 def _wrapped(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
+    # Of 1x1 convolutions in channels_last, whose strides are ambiguous but whose bytes lie in the same order.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
 
 
 def _epoch(run: _Run, network: nn.Module, epoch: int) -> Accuracy:
-    started, waited = time.monotonic(), run.metrics.value("mixer_client_wait_seconds_sum")
+    started = time.monotonic()
+    waited, fallen_back = (run.metrics.value(family) for family in (_WAIT, _FALLBACKS))
     run.train.set_epoch(epoch)
     mixed = run.mixing.epoch(epoch, run.train)
     steps = train_epoch(network, mixed, classify_mixed, run.optimiser, run.schedule, run.metrics)
@@ -130,7 +152,9 @@ def _epoch(run: _Run, network: nn.Module, epoch: int) -> Accuracy:
     )
     losses = [step.loss for step in shown]
     seconds = time.monotonic() - started
-    wait_s = run.metrics.value("mixer_client_wait_seconds_sum") - waited
+    wait_s = run.metrics.value(_WAIT) - waited
+    fallbacks = torch.tensor(round(run.metrics.value(_FALLBACKS) - fallen_back))
+    run.world.share_buffers(run.model)  # each rank's last step left its own; evaluated is what rank 0 saves
     accuracy = evaluate(run.model, run.val, run.world)
     row = {
         "epoch": epoch + 1,
@@ -139,7 +163,7 @@ def _epoch(run: _Run, network: nn.Module, epoch: int) -> Accuracy:
         "top5": round(accuracy.top5, 5),
         "images_per_s": round(len(losses) * run.config.data.global_batch / seconds, 1),
         "wait_share": round(wait_s / seconds, 4),
-        "fallbacks": int(run.metrics.value("mixer_client_fallback_total")),
+        "fallbacks": int(run.world.total(fallbacks)),
     }
     run.run_log.write("epoch", **row)
     run.metrics.epoch.set(epoch + 1)
@@ -166,7 +190,7 @@ def _summary(recipe: str, run: _Run, accuracies: list[Accuracy], seconds: float)
     families = {
         "steps": "trainer_steps_total",
         "images": "trainer_images_total",
-        "fallbacks": "mixer_client_fallback_total",
+        "fallbacks": _FALLBACKS,
         "retries": "mixer_client_retries_total",
     }
     ranks = run.world.gather({name: int(run.metrics.value(family)) for name, family in families.items()})

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from samix.errors import ConfigError
 
@@ -43,6 +43,12 @@ class World:
             dist.all_reduce(values)
         return values.cpu()
 
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the buffers of rank 0, such as batch-norm statistics; every rank must call it."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
     def gather(self, value: Any) -> list[Any]:
         """Collect one small picklable value of each rank, in their order; every rank must call it."""
         values: list[Any] = [value] * self.size
@@ -56,7 +62,7 @@ def join_world(device: DeviceKind) -> Iterator[World]:
     """Join the process group that torchrun describes in the environment, and leave it at the end.
 
     Raises:
-        ConfigError: if CUDA is asked for and there is none.
+        ConfigError: if there are no GPUs, or too few, for the device asked for.
     """
     world = World(
         rank=int(os.environ.get("RANK", "0")),
@@ -79,11 +85,14 @@ def choose_device(kind: DeviceKind, local_rank: int = 0) -> torch.device:
     """Turn `auto` into the GPU of this rank where there is one, else the CPU.
 
     Raises:
-        ConfigError: if CUDA is asked for and there is none.
+        ConfigError: if CUDA is asked for and there is none, or there are fewer GPUs than ranks.
     """
-    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+    num_gpus = torch.cuda.device_count()
+    if kind == "cpu" or (kind == "auto" and num_gpus == 0):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if num_gpus == 0:
         raise ConfigError("device 'cuda' was asked for, but torch finds no GPU; use --device auto")
+    if local_rank >= num_gpus:
+        raise ConfigError(f"local rank {local_rank} finds {num_gpus} GPUs; start at most {num_gpus} ranks per machine")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

@@ -25,6 +25,17 @@ class BackboneSpec:
     channels: tuple[int, ...] = ()
     """Width of each stage; empty keeps the published ones."""
 
+    def __post_init__(self) -> None:
+        # Bounded, because an artefact's settings decide what is built.
+        if not all(1 <= number <= 100 for number in self.layers):
+            raise ConfigError(f"layers must be numbers of blocks in 1..100, got {list(self.layers)[:16]}")
+        if not all(1 <= width <= 8192 for width in self.channels):
+            raise ConfigError(f"channels must be widths in 1..8192, got {list(self.channels)[:16]}")
+        if {len(self.layers), len(self.channels)} - {0, 4}:
+            raise ConfigError(
+                f"layers and channels each hold 4 numbers or none, got {len(self.layers)} and {len(self.channels)}"
+            )
+
 
 def build_backbone(spec: BackboneSpec, num_classes: int) -> nn.Module:
     """Build the network with random weights, drawn from torch's global generator as timm does.
@@ -44,11 +55,17 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> nn.Module:
     shape: dict[str, Any] = {
         key: value for key, value in (("layers", spec.layers), ("channels", spec.channels)) if value
     }
-    network = timm.create_model(spec.name, num_classes=num_classes, **shape)
+    try:
+        network = timm.create_model(spec.name, num_classes=num_classes, **shape)
+    except TypeError as error:
+        raise ConfigError(f"backbone {spec.name!r} takes no layers and channels ({error}); leave them empty") from error
     if spec.stem == "cifar":
         _use_cifar_stem(network, spec.name)
     # A third less time per training step on a CPU (ResNet-10, 32 px, oneDNN), and what tensor cores want.
-    return network.to(memory_format=torch.channels_last)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def _use_cifar_stem(network: nn.Module, name: str) -> None:

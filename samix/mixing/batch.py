@@ -45,13 +45,17 @@ def check_images(images: Tensor) -> None:
     """Refuse what no mixer can mix.
 
     Raises:
-        BadBatch: unless `images` is uint8 or floating point [B, 3, H, W] with at least one image.
+        BadBatch: unless `images` is uint8, or floating point in [0, 1], [B, 3, H, W] with at least one pixel.
     """
     shape = list(images.shape)
     if images.dim() != 4 or shape[1] != 3 or 0 in shape:
         raise BadBatch(f"images must be [batch, 3, height, width] with no empty side, got {shape}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise BadBatch(f"images must be uint8 (0..255) or floating point (0..1), got {images.dtype}")
+    if images.is_floating_point():
+        low, high = torch.stack(images.detach().aminmax()).tolist()
+        if not 0 <= low <= high <= 1:  # False for NaN
+            raise BadBatch(f"float images must lie in [0, 1], got {low} to {high}; normalise after mixing")
 
 
 def check_labels(labels: Tensor | None, batch_size: int) -> None:

@@ -4,6 +4,7 @@ The surprising part: only the content of the *partner* is projected, so that att
 i. The map it gives is the partner's share; what leaves the block is image i's, hence a minus sign at the end.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ class BlockSpec:
     learnable_gamma: bool = True
     """Learn gamma in [0, 1] from 0, as the paper has it; False fixes it at 1, as its code does."""
     lam_curve: float = -1.0
-    """k of the cubic that bends lam before `multiply`; -1 leaves lam as it is. Larger is closer to a straight line."""
+    """k of the cubic that bends lam for `multiply`: -1, or 0 and more. -1 leaves lam as it is; larger is straighter."""
     content: Literal["nonlinear", "linear"] = "nonlinear"
     """Projection of the partner's features to one channel: two 1x1 layers (SAMix) or one (AutoMix)."""
     activation: Literal["relu", "elu"] = "relu"
@@ -38,6 +39,12 @@ class BlockSpec:
     def __post_init__(self) -> None:
         if self.lam_encoding == "concat" and self.attention == "concat":
             raise ConfigError("lam_encoding 'concat' needs attention 'cross'; use 'multiply' with attention 'concat'")
+        if self.lam_curve != -1 and not 0 <= self.lam_curve < math.inf:
+            raise ConfigError(f"lam_curve must be -1 (straight) or at least 0, got {self.lam_curve}")
+        if not 1 <= self.reduction <= 64:
+            raise ConfigError(f"reduction must lie in 1..64, got {self.reduction}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
 
 
 class MixingBlock(nn.Module):
@@ -46,14 +53,13 @@ class MixingBlock(nn.Module):
     def __init__(self, spec: BlockSpec, channels: int) -> None:
         super().__init__()
         self.spec = spec
-        width = channels // spec.reduction
+        width = max(1, channels // spec.reduction)
         lam_channels = int(spec.lam_encoding == "concat")
         if spec.attention == "concat":
             self.query = nn.Conv2d(2 * channels, width, 1)
             self.key = nn.Conv2d(2 * channels, width, 1)
         else:
             self.query = nn.Conv2d(channels + lam_channels, width, 1)
-            self.key = self.query
         self.content = _content(spec, channels + lam_channels)
         gamma = torch.zeros(()) if spec.learnable_gamma else torch.ones(())
         self.gamma = nn.Parameter(gamma, requires_grad=spec.learnable_gamma and spec.lam_encoding == "multiply")
@@ -74,14 +80,13 @@ class MixingBlock(nn.Module):
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
-            lam = bend_lam(lam, self.spec.lam_curve)
             own = self._encode_lam(features, lam)
             other = self._encode_lam(features[partner], 1 - lam)
             if self.spec.attention == "concat":
                 both = torch.cat([own, other], dim=1)
                 query, key = self.query(both), self.key(both)
             else:
-                query, key = self.query(own), self.key(other)
+                query, key = self.query(own), self.query(other)
             partner_share = attend(query, key, self.content(other))
             return (-partner_share).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
 
@@ -93,7 +98,7 @@ class MixingBlock(nn.Module):
     def _encode_lam(self, features: Tensor, share: Tensor) -> Tensor:
         share = share.view(-1, 1, 1, 1)
         if self.spec.lam_encoding == "multiply":  # z_lam = (1 + gamma * lam) z, AMix section 4
-            return features * (1 + self.gamma * share)
+            return features * (1 + self.gamma * bend_lam(share, self.spec.lam_curve))
         if self.spec.lam_encoding == "concat":
             return torch.cat([features, share.expand(-1, 1, *features.shape[2:])], dim=1)
         return features
@@ -116,7 +121,7 @@ def bend_lam(lam: Tensor, k: float) -> Tensor:
     lam' = (4/3 lam^3 - 2 lam^2 + K lam) / (K - 2/3) with K = k + 1; k = -1 leaves lam unchanged.
 
     Args:
-        lam: float32 [B].
+        lam: float32, any shape.
         k: -1, or at least 0 (0.25 and 1 are published); values above 10 count as 10.
     """
     if k == -1:

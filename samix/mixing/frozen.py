@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from samix.errors import ConfigError
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float, check_images, check_labels
 from samix.mixing.block import MixingBlock
 from samix.mixing.encoder import Encoder, Normalise, num_feature_channels
@@ -23,11 +24,17 @@ class MaskNet(nn.Module):
         self.block = block
 
     @classmethod
-    def build(cls, spec: MixerSpec) -> "MaskNet":
-        """Build with random weights, from torch's global generator."""
-        encoder = Encoder.build(spec.backbone, spec.stage)
-        channels = num_feature_channels(encoder.backbone, spec.stage)
-        return cls(Normalise(spec.mean, spec.std), encoder, MixingBlock(spec.block, channels))
+    def build(cls, spec: MixerSpec, *, seed: int = 0) -> "MaskNet":
+        """Build with random weights; the global random state is left as it was.
+
+        Raises:
+            ConfigError: if the backbone or its stage does not exist.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reseed the GPUs too
+            encoder = Encoder.build(spec.backbone, spec.stage)
+            channels = num_feature_channels(encoder.backbone, spec.stage)
+            return cls(Normalise(spec.mean, spec.std), encoder, MixingBlock(spec.block, channels))
 
     def forward(self, images: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
         """Predict logits [B, 1, h, w] for images in [0, 1]."""
@@ -114,14 +121,24 @@ def random_mixer(spec: MixerSpec, *, seed: int, name: str, device: str = "cpu") 
     """Make a mixer with random weights, for trials and benchmarks; the global random state is left as it was."""
     from samix.mixing.artefact import weights_checksum
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = MaskNet.build(spec)
+    net = MaskNet.build(spec, seed=seed)
     return freeze(net, spec, name=name, sha256=weights_checksum(net.state_dict()), device=device)
 
 
 def freeze(net: MaskNet, spec: MixerSpec, *, name: str, sha256: str, device: str) -> FrozenMixer:
-    """Put a network into evaluation mode, without gradients, on a device."""
-    target = torch.device(device)
+    """Put a network into evaluation mode, without gradients, on a device.
+
+    Raises:
+        ConfigError: if torch has no such device here.
+    """
+    target = _usable_device(device)
     net = net.eval().requires_grad_(False).to(target)
     return FrozenMixer(net, spec, name=name, sha256=sha256, device=target)
+
+
+def _usable_device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # an assertion where torch was built without CUDA
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used here ({reason}); use 'cpu'") from error

@@ -1,16 +1,19 @@
 """Who is mixed with whom, and how much: drawn once by whoever asks for the mix, from an explicit generator."""
 
 import hashlib
+import operator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samix.errors import BadBatch
+from samix.errors import BadBatch, ConfigError
 from samix.mixing.batch import MixPlan
 
 SAMIX_ALPHA = 2.0
 """The papers draw lam from Beta(2, 2) for every learned mixer."""
+
+_MAX_ALPHA = 1e6  # lam is 0.5 to three digits there, and far above it numpy's sampler overflows to 0 and NaN
 
 
 def draw_plan(batch_size: int, *, alpha: float, generator: torch.Generator, per_sample: bool = False) -> MixPlan:
@@ -23,12 +26,26 @@ def draw_plan(batch_size: int, *, alpha: float, generator: torch.Generator, per_
         per_sample: draw one lam for each image instead of one for the batch.
 
     Raises:
-        ValueError: if `batch_size` or `alpha` is not positive.
+        BadBatch: if `batch_size` is not positive.
+        ConfigError: if `alpha` is out of bounds.
     """
-    if batch_size < 1 or not alpha > 0:
-        raise ValueError(f"batch_size and alpha must be positive, got {batch_size} and {alpha}")
+    if batch_size < 1:
+        raise BadBatch(f"a batch holds at least one image, got {batch_size}")
+    check_alpha(alpha)
     draws = _beta(alpha, batch_size if per_sample else 1, generator)
     return MixPlan(lam=draws.expand(batch_size).contiguous(), partner=torch.randperm(batch_size, generator=generator))
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a Beta distribution that cannot be drawn from.
+
+    Raises:
+        ConfigError: unless 0 < alpha <= 1e6.
+    """
+    if not 0 < alpha <= _MAX_ALPHA:
+        raise ConfigError(
+            f"alpha must be positive and at most {_MAX_ALPHA:.0f}, got {alpha}; use the policy 'none' for no mixing"
+        )
 
 
 def resolve_plan(
@@ -60,7 +77,8 @@ def generator_for(*parts: int | str) -> torch.Generator:
 
 def derive_seed(*parts: int | str) -> int:
     """Hash the parts to a seed; hashed rather than added up, so that (1, 2) and (2, 1) are unrelated."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    plain = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)  # numpy's 7 is a 7
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
@@ -88,5 +106,5 @@ def _checked_partner(partner: Tensor, batch_size: int) -> Tensor:
         raise BadBatch(f"partner must be int64 [{batch_size}], got {indices.dtype} {list(indices.shape)}")
     indices = indices.long()
     if not torch.equal(indices.sort().values, torch.arange(batch_size)):
-        raise BadBatch(f"partner must be a permutation of 0..{batch_size - 1}, got {indices.tolist()}")
+        raise BadBatch(f"partner must be a permutation of 0..{batch_size - 1}, got {indices.tolist()[:16]}")
     return indices

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samix.errors import BadBatch, ConfigError
+from samix.errors import BadBatch
 from samix.mixing.batch import MixedBatch, MixPlan, check_images, check_labels
-from samix.mixing.plan import generator_for, resolve_plan
+from samix.mixing.plan import check_alpha, generator_for, resolve_plan
 from samix.mixing.render import mixed_batch
 
 MakeMasks = Callable[[MixPlan, tuple[int, int], torch.Generator | None], tuple[MixPlan, Tensor]]
@@ -24,12 +24,12 @@ class HandCraftedMixer:
 
     make_masks: MakeMasks
     """What tells one policy from another."""
-    alpha: float
-    """Both parameters of the Beta distribution of lam."""
+    alpha: float | None
+    """Both parameters of the Beta distribution of lam; None leaves every image as it is, whatever the caller gives."""
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha must be positive, got {self.alpha}; use the policy 'none' for no mixing")
+        if self.alpha is not None:
+            check_alpha(self.alpha)
 
     def mix(
         self,
@@ -65,7 +65,10 @@ class HandCraftedMixer:
     ) -> MixedBatch:
         check_images(images)
         check_labels(labels, len(images))
-        plan = resolve_plan(len(images), lam=lam, partner=partner, generator=generator, alpha=self.alpha)
+        if self.alpha is None:
+            plan = MixPlan(lam=torch.ones(len(images)), partner=torch.arange(len(images)))
+        else:
+            plan = resolve_plan(len(images), lam=lam, partner=partner, generator=generator, alpha=self.alpha)
         plan, masks = self.make_masks(plan, (images.shape[2], images.shape[3]), generator)
         return mixed_batch(images, labels, plan.to(images.device), masks.to(images.device))
 
@@ -85,15 +88,11 @@ def cutmix(alpha: float = 1.0) -> HandCraftedMixer:
 
 def no_mixing() -> HandCraftedMixer:
     """Leave every image as it is, in the shape of a mix with lam = 1; needs no seed."""
-    return HandCraftedMixer(make_masks=_whole_masks, alpha=1.0)
+    return HandCraftedMixer(make_masks=_constant_masks, alpha=None)
 
 
 def _constant_masks(plan: MixPlan, size: tuple[int, int], _generator: torch.Generator | None) -> tuple[MixPlan, Tensor]:
     return plan, plan.lam.view(-1, 1, 1, 1).expand(-1, 1, *size)
-
-
-def _whole_masks(plan: MixPlan, size: tuple[int, int], _generator: torch.Generator | None) -> tuple[MixPlan, Tensor]:
-    return MixPlan(lam=torch.ones(len(plan)), partner=torch.arange(len(plan))), torch.ones(len(plan), 1, *size)
 
 
 def _box_masks(plan: MixPlan, size: tuple[int, int], generator: torch.Generator | None) -> tuple[MixPlan, Tensor]:

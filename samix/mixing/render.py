@@ -26,7 +26,10 @@ class Rendering:
     upsampling: Upsampling
     """`bilinear` for SAMix (corners not aligned), `nearest` for AutoMix."""
     lam_margin: float
-    """Pairs with lam or 1 - lam up to this share get the constant mask lam (plain Mixup); 0 keeps all masks learned."""
+    """Pairs with lam or 1 - lam up to this share get the constant mask lam (plain Mixup).
+
+    0 keeps all masks learned, also those of lam = 0 and 1.
+    """
 
 
 def render_masks(logits: Tensor, lam: Tensor, size: tuple[int, int], rendering: Rendering) -> Tensor:
@@ -46,6 +49,8 @@ def render_masks(logits: Tensor, lam: Tensor, size: tuple[int, int], rendering: 
     else:
         upsampled = F.interpolate(logits.float(), size, mode="nearest")
     masks = upsampled.sigmoid_()
+    if rendering.lam_margin == 0:
+        return masks
     share = lam.view(-1, 1, 1, 1)
     plain = torch.minimum(share, 1 - share) <= rendering.lam_margin
     return torch.where(plain, share, masks)

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from samix.errors import ArtefactError, BadBatch
+from samix.errors import ArtefactError, BadBatch, ConfigError
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.block import BlockSpec
 from samix.mixing.encoder import Channels
+from samix.mixing.fields import read_fields
 from samix.mixing.render import Rendering
 
 
@@ -41,6 +42,17 @@ class MixerSpec:
     max_tokens: int = 1024
     """Most features of one image; attention needs 4 * tokens^2 bytes for each, 4 MB at 1024."""
 
+    def __post_init__(self) -> None:
+        for name in ("image_size", "stride", "min_side", "max_side", "max_tokens"):
+            if not 1 <= getattr(self, name) <= 65536:
+                raise ConfigError(f"{name} must lie in 1..65536, got {getattr(self, name)}")
+        if self.min_side > self.max_side:
+            raise ConfigError(f"min_side must not exceed max_side, got {self.min_side} and {self.max_side}")
+        if not all(abs(value) <= 1e6 for value in self.mean) or not all(1e-6 <= value <= 1e6 for value in self.std):
+            raise ConfigError(f"mean must lie in +-1e6 and std in 1e-6..1e6, got {self.mean} and {self.std}")
+        if not 0 <= self.rendering.lam_margin <= 0.5:
+            raise ConfigError(f"lam_margin must lie in [0, 0.5], got {self.rendering.lam_margin}")
+
     def tokens(self, height: int, width: int) -> int:
         """Count the features of one image: the N of its N x N attention."""
         return -(-height // self.stride) * -(-width // self.stride)
@@ -71,21 +83,9 @@ class MixerSpec:
         """Read what `to_json` wrote.
 
         Raises:
-            ArtefactError: if a setting is missing, unknown or of the wrong kind.
+            ArtefactError: if a setting is missing, unknown, of the wrong kind or out of bounds.
         """
         try:
-            return cls(**_nested(json.loads(text)))
-        except (TypeError, KeyError, ValueError) as error:
+            return read_fields(cls, json.loads(text), "spec")
+        except (ValueError, RecursionError) as error:  # json recurses on nested brackets
             raise ArtefactError(f"its mixer settings cannot be read ({error}); export it again") from error
-
-
-def _nested(raw: dict[str, Any]) -> dict[str, Any]:
-    backbone = raw["backbone"]
-    shape = {key: tuple(backbone[key]) for key in ("layers", "channels")}
-    return raw | {
-        "backbone": BackboneSpec(**(backbone | shape)),
-        "block": BlockSpec(**raw["block"]),
-        "rendering": Rendering(**raw["rendering"]),
-        "mean": tuple(raw["mean"]),
-        "std": tuple(raw["std"]),
-    }

@@ -1,0 +1,141 @@
+"""Which mixer a run uses, and what is refused before its first step."""
+
+import socket
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from training import ALONE, SIDE, make_batch
+
+from mixer_server.app import MixerServer
+from samix.errors import ArtefactError, ConfigError, InputError
+from trainer.metrics import TrainerMetrics
+from trainer.mixing import MixingConfig, open_mixing
+from trainer.prefetch import InProcessMixing, RemoteMixing
+
+QUICK_S = 1.0
+
+
+def open_and_mix(config: MixingConfig, image_size: int = SIDE) -> type:
+    """Open the mixing of a config, mix a batch, and say which kind it is."""
+    with open_mixing(config, seed=0, image_size=image_size, world=ALONE, metrics=TrainerMetrics(0)) as mixing:
+        assert len(list(mixing.epoch(0, [make_batch()]))) == 1
+        return type(mixing)
+
+
+def sentence_of(config: MixingConfig, image_size: int = SIDE, error: type[Exception] = ConfigError) -> str:
+    with pytest.raises(error) as refusal:
+        open_and_mix(config, image_size)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"depth": 0}, "mixing.depth must be at least 1, got 0"),
+        ({"alpha": -1.0}, "mixing.alpha must be positive, or 0 for the policy's usual one, got -1.0"),
+        ({"alpha": float("nan")}, "got nan"),
+        ({"alpha": float("inf")}, "got inf"),
+        ({"failure_budget": -1}, "mixing.failure_budget must be at least 0, got -1"),
+        ({"deadline_s": 0.0}, "mixing.deadline_s must be a positive number of seconds, got 0.0"),
+        ({"startup_timeout_s": -5.0}, "mixing.startup_timeout_s must be a positive number of seconds, got -5.0"),
+        ({"policy": "local"}, "mixing.policy 'local' needs --mixing.artefact FILE.safetensors"),
+    ],
+)
+def test_refuses_settings(settings: dict[str, Any], sentence: str):
+    """Settings that cannot work are refused with their value, before anything is opened."""
+    with pytest.raises(ConfigError, match=sentence):
+        MixingConfig(**settings)
+
+
+@pytest.mark.parametrize(("policy", "alpha"), [("none", 1.0), ("mixup", 1.0), ("cutmix", 1.0), ("remote", 2.0)])
+def test_usual_alpha(policy: Any, alpha: float):
+    """Learned mixers draw lam from Beta(2, 2), the others from Beta(1, 1), unless a person says otherwise."""
+    assert MixingConfig(policy=policy).resolved_alpha == alpha
+    assert MixingConfig(policy=policy, alpha=0.3).resolved_alpha == 0.3
+
+
+@pytest.mark.parametrize("policy", ["none", "mixup", "cutmix"])
+def test_hand_crafted_policies(policy: Any):
+    """Hand-crafted policies mix in this process."""
+    assert open_and_mix(MixingConfig(policy=policy)) is InProcessMixing
+
+
+def test_local_policy(artefact: Path):
+    """Policy `local` runs the mixer of an artefact in this process."""
+    assert open_and_mix(MixingConfig(policy="local", artefact=str(artefact))) is InProcessMixing
+
+
+def test_remote_policy(server: MixerServer):
+    """Policy `remote` uses the server at the endpoint."""
+    assert open_and_mix(MixingConfig(endpoint=server.addresses["grpc"])) is RemoteMixing
+
+
+def test_no_server():
+    """Where nobody listens, a run says so after the start-up time, with address, cause and cure."""
+    sentence = sentence_of(MixingConfig(endpoint="127.0.0.1:1", startup_timeout_s=QUICK_S))
+
+    assert sentence.startswith("no mixer was ready at 127.0.0.1:1 within 1 s (mixer at 127.0.0.1:1: ")
+    assert sentence.endswith("start one with `samix serve`, or choose another --mixing.endpoint or --mixing.policy")
+
+
+def test_silent_server():
+    """A port that accepts connections and never answers is refused after the start-up time."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        sentence = sentence_of(MixingConfig(endpoint=f"127.0.0.1:{silent.getsockname()[1]}", startup_timeout_s=QUICK_S))
+
+    assert "within 1 s" in sentence
+
+
+def test_another_grpc_server():
+    """A gRPC server of another kind is not mistaken for a mixer that is not ready."""
+    stranger = grpc.server(futures.ThreadPoolExecutor(1))
+    port = stranger.add_insecure_port("127.0.0.1:0")
+    stranger.start()
+
+    sentence = sentence_of(MixingConfig(endpoint=f"127.0.0.1:{port}", startup_timeout_s=QUICK_S))
+
+    stranger.stop(0).wait()
+    assert sentence.startswith(f"what listens at 127.0.0.1:{port} is no mixer server (")
+
+
+def test_another_mixer(server: MixerServer):
+    """A name the server does not host is refused with the names it has."""
+    sentence = sentence_of(MixingConfig(endpoint=server.addresses["grpc"], mixer="huge"))
+
+    assert "huge" in sentence
+    assert "tiny" in sentence
+    assert sentence.endswith("; set --mixing.mixer")
+
+
+@pytest.mark.parametrize("image_size", [7, 2000])
+def test_image_size_outside_the_mixers_limits(server: MixerServer, image_size: int):
+    """An image size the server's mixer does not take is refused with its limits."""
+    sentence = sentence_of(MixingConfig(endpoint=server.addresses["grpc"]), image_size)
+
+    assert "takes images of 8 to 1024 pixels" in sentence
+    assert f"data.image_size is {image_size}; change it or choose another mixer" in sentence
+
+
+def test_image_size_outside_the_local_mixers_limits(artefact: Path):
+    """The same holds for policy `local`."""
+    config = MixingConfig(policy="local", artefact=str(artefact))
+
+    assert "8 to 1024" in sentence_of(config, 4, InputError)
+
+
+@pytest.mark.parametrize("endpoint", ["", "localhost", "localhost:0", "http://localhost:8001"])
+def test_no_address(endpoint: str):
+    """Something that is no address is refused with the forms there are."""
+    sentence = sentence_of(MixingConfig(endpoint=endpoint), error=InputError)
+
+    assert sentence.endswith(f"a mixer's address is host:port, dns:///name:port or unix:///path, got {endpoint!r}")
+
+
+def test_no_artefact(tmp_path: Path):
+    """Policy `local` without its file is refused with the path."""
+    config = MixingConfig(policy="local", artefact=str(tmp_path / "gone.safetensors"))
+
+    assert "gone.safetensors" in sentence_of(config, error=ArtefactError)

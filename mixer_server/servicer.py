@@ -150,4 +150,5 @@ class MixerServicer:
             max_side=spec.max_side,
             max_images=self._config.max_images,
             max_tokens=spec.max_tokens,
+            stride=spec.stride,
         )

@@ -1,6 +1,6 @@
 """The edge of every program: a person's mistake becomes one sentence and an exit status, a bug keeps its traceback.
 
-Statuses: 0 done, 1 a mixer failed for good, 2 the input or the machine must change first, 130 interrupted.
+Statuses: 0 done, 1 a mixer or a child failed for good, 2 the input or the machine must change first, 130 interrupted.
 """
 
 import functools
@@ -13,10 +13,14 @@ from samix.errors import InputError, MixerError
 Arguments = ParamSpec("Arguments")
 
 
+class ProgramFailed(Exception):
+    """A program gives up for a reason that is neither its input nor a bug; the message says what to do."""
+
+
 def program(body: Callable[Arguments, int | None]) -> Callable[Arguments, int]:
     """Decorate a verb's `main(argv=None) -> int | None`, so that it returns a status instead of raising.
 
-    Anything but InputError, MixerError, OSError and Ctrl-C is a bug and passes through with its traceback.
+    Anything but InputError, MixerError, ProgramFailed, OSError and Ctrl-C is a bug and keeps its traceback.
     """
 
     @functools.wraps(body)
@@ -25,7 +29,7 @@ def program(body: Callable[Arguments, int | None]) -> Callable[Arguments, int]:
             return body(*args, **kwargs) or 0
         except InputError as err:
             return _fail(str(err), 2)
-        except MixerError as err:
+        except (MixerError, ProgramFailed) as err:
             return _fail(str(err), 1)
         except OSError as err:  # address in use, no permission, disk full
             return _fail(_sentence(err), 2)

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable
 
-from samix.errors import MixerError
+from services.cli import ProgramFailed
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 
 
-class BudgetSpent(MixerError):
+class BudgetSpent(ProgramFailed):
     """A rank mixed more batches by its fallback than it may in one epoch."""
 
 

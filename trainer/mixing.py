@@ -141,3 +141,9 @@ def _check_size(info: pb.MixerInfo, image_size: int) -> None:
             f"mixer {info.name} takes images of {info.min_side} to {info.max_side} pixels, data.image_size is "
             f"{image_size}; change it or choose another mixer"
         )
+    tokens = math.ceil(image_size / info.stride) ** 2
+    if tokens > info.max_tokens:
+        raise ConfigError(
+            f"images of {image_size} pixels make {tokens} tokens, mixer {info.name} takes {info.max_tokens}; make "
+            "data.image_size smaller or choose another mixer"
+        )

@@ -1,5 +1,6 @@
 """Configuration and recipes of `samix pretrain`."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +57,10 @@ class PretrainConfig:
             raise ConfigError(f"epochs and log_every must be at least 1, got {self.epochs} and {self.log_every}")
         if self.seed < 0 or self.num_classes < 0:
             raise ConfigError(f"seed and num_classes must not be negative, got {self.seed} and {self.num_classes}")
+        if not 0 < self.mixer_lr < math.inf or not 0 <= self.clean_weight < math.inf:
+            raise ConfigError(
+                f"mixer_lr must be positive and clean_weight not negative, got {self.mixer_lr} and {self.clean_weight}"
+            )
 
     @property
     def mixer_name(self) -> str:

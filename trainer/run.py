@@ -5,7 +5,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -221,4 +221,5 @@ def _linger(seconds: float, world: World) -> None:
     if seconds > 0:
         if world.is_main:
             log.info("metrics_linger", extra={"seconds": seconds})
-        threading.Event().wait(seconds)
+        with suppress(KeyboardInterrupt):  # the run is done, whoever does not want to wait need not
+            threading.Event().wait(seconds)

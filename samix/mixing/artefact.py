@@ -1,9 +1,9 @@
 """Mixer artefacts: one .safetensors file, with the weights and a JSON that says how to rebuild the mixer.
 
-No pickle is read. The checksum covers the weights alone, so that a card or a note may change without a new version.
+No pickle is read. The checksum covers weights and settings, but not the provenance, so that a note may change without a
+new version.
 """
 
-import hashlib
 import json
 import os
 import tempfile
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from samix.errors import ArtefactError, ConfigError
+from samix.mixing.checksum import mixer_checksum
 from samix.mixing.frozen import FrozenMixer, MaskNet, freeze
 from samix.mixing.spec import MixerSpec
 
@@ -82,13 +83,15 @@ def load_mixer(path: str | Path, device: str = "cpu") -> FrozenMixer:
     """
     source = Path(path)
     header, weights = _read(source)
+    settings = json.dumps(header["spec"], sort_keys=True)
     try:
-        spec = MixerSpec.from_json(json.dumps(header["spec"]))
+        spec = MixerSpec.from_json(settings)
         with torch.device("meta"):  # shapes first: settings may ask for a network larger than memory
             expected = MaskNet.build(spec).state_dict()
     except (ArtefactError, ConfigError) as error:
         raise ArtefactError(f"{source}: {error}") from error
-    _check_weights(source, expected, weights, header["sha256"])
+    _check_weights(source, expected, weights)
+    _check_sum(source, mixer_checksum(settings, weights), header["sha256"])
     net = MaskNet.build(spec)
     net.load_state_dict(weights)
     return freeze(net, spec, name=header["name"], sha256=header["sha256"], device=device)
@@ -101,16 +104,6 @@ def read_provenance(path: str | Path) -> dict[str, str]:
         ArtefactError: if the file is missing or no artefact.
     """
     return _read(Path(path))[0]["provenance"]
-
-
-def weights_checksum(weights: dict[str, Tensor]) -> str:
-    """Hash names, dtypes, shapes and bytes of all tensors, in order of their names."""
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        tensor = weights[key].detach().cpu().contiguous()
-        digest.update(f"{key}|{tensor.dtype}|{list(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _read(source: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -158,7 +151,7 @@ def _check_kinds(source: Path, header: dict) -> None:
         raise ArtefactError(f"{source}: provenance must map text to text, got {str(provenance)[:60]}; export it again")
 
 
-def _check_weights(source: Path, expected: dict[str, Tensor], weights: dict[str, Tensor], sha256: str) -> None:
+def _check_weights(source: Path, expected: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
     for key in sorted(expected.keys() ^ weights.keys()):
         side = "lacks" if key in expected else "has an unknown"
         raise ArtefactError(f"{source} {side} tensor {key}; its weights do not fit its settings, export it again")
@@ -171,8 +164,10 @@ def _check_weights(source: Path, expected: dict[str, Tensor], weights: dict[str,
             )
         if not found.isfinite().all():
             raise ArtefactError(f"{source}: tensor {key} is not finite; its training diverged, train it again")
-    actual = weights_checksum(weights)
-    if actual != sha256:
+
+
+def _check_sum(source: Path, actual: str, stated: str) -> None:
+    if actual != stated:
         raise ArtefactError(
-            f"{source}: its weights have checksum {actual[:12]}, its header says {sha256[:12]}; copy it again"
+            f"{source}: weights and settings have checksum {actual[:12]}, its header says {stated[:12]}; copy it again"
         )

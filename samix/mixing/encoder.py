@@ -47,6 +47,12 @@ def num_feature_channels(backbone: nn.Module, stage: int) -> int:
     return backbone.feature_info[feature_index(backbone, stage)]["num_chs"]  # type: ignore[index]
 
 
+def feature_stride(backbone: nn.Module, spec: BackboneSpec, stage: int) -> int:
+    """Return how many pixels of a side one feature of `stage` stands for."""
+    stride: int = backbone.feature_info[feature_index(backbone, stage)]["reduction"]  # type: ignore
+    return stride // 4 if spec.stem == "cifar" else stride  # timm speaks of the stem that was replaced
+
+
 def stage_features(backbone: nn.Module, images: Tensor, index: int) -> Tensor:
     """Run a backbone on normalised images up to one feature, [B, C, h, w]; later layers do not run."""
     (features,) = backbone.forward_intermediates(  # type: ignore[operator]

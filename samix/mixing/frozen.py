@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from samix.errors import ConfigError
+from samix.errors import BadBatch, ConfigError
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float, check_images, check_labels
 from samix.mixing.block import MixingBlock
-from samix.mixing.encoder import Encoder, Normalise, num_feature_channels
+from samix.mixing.checksum import mixer_checksum
+from samix.mixing.encoder import Encoder, Normalise, feature_stride, num_feature_channels
 from samix.mixing.plan import generator_for, resolve_plan
 from samix.mixing.render import compose
 from samix.mixing.spec import MixerSpec
@@ -28,11 +29,14 @@ class MaskNet(nn.Module):
         """Build with random weights; the global random state is left as it was.
 
         Raises:
-            ConfigError: if the backbone or its stage does not exist.
+            ConfigError: if the backbone or its stage does not exist, or the stride is another.
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reseed the GPUs too
             encoder = Encoder.build(spec.backbone, spec.stage)
+            stride = feature_stride(encoder.backbone, spec.backbone, spec.stage)
+            if spec.stride != stride:
+                raise ConfigError(f"stage {spec.stage} of {spec.backbone.name} has stride {stride}, got {spec.stride}")
             channels = num_feature_channels(encoder.backbone, spec.stage)
             return cls(Normalise(spec.mean, spec.std), encoder, MixingBlock(spec.block, channels))
 
@@ -54,7 +58,7 @@ class FrozenMixer:
 
     @property
     def version(self) -> str:
-        """Short name of the weights: the first 12 hexadecimal digits of their checksum."""
+        """Short name of weights and settings: the first 12 hexadecimal digits of their checksum."""
         return self.sha256[:12]
 
     @property
@@ -75,12 +79,15 @@ class FrozenMixer:
             their partner, up to the last bits that a kernel chosen by batch size may change.
 
         Raises:
-            BadBatch: if the images are of a size this mixer does not take.
+            BadBatch: if the images are of a size this mixer does not take, or of another number than the plan's.
         """
+        if len(plan) != len(images):
+            raise BadBatch(f"the plan is for {len(plan)} images, got {len(images)}; draw one for this batch")
         self.spec.check_size(*images.shape[-2:])
         pixels = as_unit_float(images.to(self.device))
         plan = plan.to(self.device)
-        return self._net(pixels, plan.lam, plan.partner)
+        with torch.autocast(self.device.type, enabled=False):  # the same masks, whatever the caller trains in
+            return self._net(pixels, plan.lam, plan.partner)
 
     def mix(
         self,
@@ -113,16 +120,13 @@ class FrozenMixer:
             yield self._mix(images, labels, plan)
 
     def _mix(self, images: Tensor, labels: Tensor | None, plan: MixPlan) -> MixedBatch:
-        logits = self.mask_logits(images, plan).clone()  # a normal tensor, not an inference one: it may meet autograd
-        return compose(images, labels, plan, logits, self.spec.rendering)
+        return compose(images, labels, plan, self.mask_logits(images, plan), self.spec.rendering)
 
 
 def random_mixer(spec: MixerSpec, *, seed: int, name: str, device: str = "cpu") -> FrozenMixer:
     """Make a mixer with random weights, for trials and benchmarks; the global random state is left as it was."""
-    from samix.mixing.artefact import weights_checksum
-
     net = MaskNet.build(spec, seed=seed)
-    return freeze(net, spec, name=name, sha256=weights_checksum(net.state_dict()), device=device)
+    return freeze(net, spec, name=name, sha256=mixer_checksum(spec.to_json(), net.state_dict()), device=device)
 
 
 def freeze(net: MaskNet, spec: MixerSpec, *, name: str, sha256: str, device: str) -> FrozenMixer:

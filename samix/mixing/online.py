@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from samix.errors import ConfigError
-from samix.mixing.artefact import weights_checksum
 from samix.mixing.backbone import build_backbone
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float
 from samix.mixing.block import MixingBlock
+from samix.mixing.checksum import mixer_checksum
 from samix.mixing.encoder import Normalise, feature_index, num_feature_channels, stage_features
 from samix.mixing.frozen import FrozenMixer, MaskNet, freeze
 from samix.mixing.losses import eta_balanced_loss, mask_loss
@@ -163,4 +163,5 @@ class OnlineMixer(nn.Module):
         backbone = net.encoder.backbone
         backbone.load_state_dict({key: trained[key] for key in backbone.state_dict()})
         net.block.load_state_dict(self.block.state_dict())
-        return freeze(net, self.spec, name=name, sha256=weights_checksum(net.state_dict()), device=device)
+        sha256 = mixer_checksum(self.spec.to_json(), net.state_dict())
+        return freeze(net, self.spec, name=name, sha256=sha256, device=device)

@@ -56,6 +56,7 @@ def test_describes_mixers(mixer: FrozenMixer):
         "max_side": spec.max_side,
         "max_images": RequestConfig().max_images,
         "max_tokens": spec.max_tokens,
+        "stride": spec.stride,
     }
 
 

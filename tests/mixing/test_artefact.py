@@ -3,6 +3,7 @@
 import json
 import resource
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from samix.errors import ArtefactError, ConfigError
-from samix.mixing.artefact import check_artefact_path, load_mixer, read_provenance, save_artefact, weights_checksum
+from samix.mixing.artefact import check_artefact_path, load_mixer, read_provenance, save_artefact
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.batch import MixPlan
 from samix.mixing.block import BlockSpec
+from samix.mixing.checksum import mixer_checksum
 from samix.mixing.frozen import FrozenMixer, random_mixer
 from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, samix_spec, tiny_spec
 from samix.mixing.spec import MixerSpec
@@ -78,7 +80,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], ob
 
 def seal(header: dict[str, Any], weights: dict[str, Tensor]) -> None:
     """Make the checksum fit, so that only the other checks can find what is wrong."""
-    header["sha256"] = weights_checksum(weights)
+    header["sha256"] = mixer_checksum(json.dumps(header["spec"], sort_keys=True), weights)
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
@@ -112,9 +114,9 @@ def test_a_loaded_mixer_evaluates_without_gradients(path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.net.parameters())
 
 
-def test_the_checksum_knows_weights_names_and_shapes(mixer: FrozenMixer) -> None:
-    """Any change of a value, name, shape or dtype makes another version; the order of the tensors does not."""
-    weights = mixer.net.state_dict()
+def test_the_checksum_knows_settings_weights_names_and_shapes(mixer: FrozenMixer) -> None:
+    """Any change of a setting, value, name, shape or dtype makes another version; the order of the tensors does not."""
+    weights, settings = mixer.net.state_dict(), mixer.spec.to_json()
     key = "encoder.backbone.bn1.weight"
     changes = [
         weights | {key: weights[key] + 1e-6},
@@ -122,11 +124,12 @@ def test_the_checksum_knows_weights_names_and_shapes(mixer: FrozenMixer) -> None
         weights | {key: weights[key].double()},
         weights | {"other": weights[key]},
     ]
+    other_margin = replace(mixer.spec, rendering=replace(mixer.spec.rendering, lam_margin=0.1))
 
-    sums = {weights_checksum(change) for change in changes}
+    sums = {mixer_checksum(settings, change) for change in changes} | {mixer_checksum(other_margin.to_json(), weights)}
 
-    assert len(sums | {mixer.sha256}) == 5
-    assert weights_checksum(dict(reversed(weights.items()))) == mixer.sha256
+    assert len(sums | {mixer.sha256}) == 6
+    assert mixer_checksum(settings, dict(reversed(weights.items()))) == mixer.sha256
 
 
 def test_saving_replaces_the_file_at_once(path: Path, mixer: FrozenMixer) -> None:
@@ -377,7 +380,13 @@ def test_a_tensor_of_the_wrong_kind_is_found_before_the_checksum(path: Path) -> 
 
 def test_fields_added_later_may_be_missing(path: Path) -> None:
     """Settings with a default may be left out, so that older files stay readable."""
-    rewrite(path, lambda header, _: [header["spec"].pop(key) for key in ("mode", "max_tokens", "min_side")])
+
+    def written_before(header: dict[str, Any], weights: dict[str, Tensor]) -> None:
+        for key in ("mode", "max_tokens", "min_side"):
+            del header["spec"][key]
+        seal(header, weights)
+
+    rewrite(path, written_before)
 
     assert load_mixer(path).spec == tiny_spec()
 

@@ -128,14 +128,18 @@ def test_a_stream_is_ordered_lazy_and_seeded_by_position(mixer: FrozenMixer) -> 
     assert not torch.equal(first.lam, second.lam)
 
 
-def test_a_mix_may_meet_autograd(mixer: FrozenMixer) -> None:
-    """Mixed images can be trained on: they are no inference tensors."""
-    weight = torch.ones(1, requires_grad=True)
+@pytest.mark.parametrize("lam", [0.5, 1.0])
+def test_a_mix_may_meet_autograd(mixer: FrozenMixer, lam: float) -> None:
+    """Mixed images and masks can be trained on: none is an inference tensor, and gradients reach the images."""
+    images = (pictures() / 255).requires_grad_()
 
-    (mixer.mix(pictures(), seed=0).images * weight).sum().backward()
+    mixed = mixer.mix(images, lam=lam, partner=torch.arange(6).roll(1))
+    (mixed.images * mixed.masks).sum().backward()
 
-    assert weight.grad is not None
-    assert weight.grad > 0
+    assert not mixed.images.is_inference()
+    assert not mixed.masks.is_inference()
+    assert images.grad is not None
+    assert images.grad.abs().sum() > 0
 
 
 def test_random_mixers_are_functions_of_their_seed() -> None:

@@ -12,10 +12,15 @@ from training import processes_of, survivors
 from trainer.children import ChildFailed, start_child
 from trainer.quickstart import main
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 @pytest.fixture(autouse=True)
-def restore_signals() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+def usual_signals() -> Iterator[None]:
+    """Handle signals as in a terminal, also where the tests run in the background of a script, and put them back."""
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
+    for number in INTERRUPTS:
+        signal.signal(number, signal.default_int_handler)  # children start with the default action
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -78,7 +83,7 @@ def test_runs_everything(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", INTERRUPTS)
 def test_leaves_no_process_when_it_is_interrupted(tmp_path: Path, number: signal.Signals):
     """Ctrl-C, SIGTERM and a closed terminal in the middle of training end server and ranks too."""
     out = tmp_path / "quickstart"
@@ -86,9 +91,9 @@ def test_leaves_no_process_when_it_is_interrupted(tmp_path: Path, number: signal
     running: list[int] = []
 
     def interrupt(line: str) -> None:
-        if line.strip().startswith("epoch epoch=1 of=500"):
+        if line.strip().startswith("epoch epoch=1 ") and line.endswith("of=500"):
             running.extend(processes_of(str(out)))
-            (program,) = processes_of("samix quickstart --out")
+            (program,) = processes_of(f"samix quickstart --out {out}")
             os.kill(program, number)
 
     with (

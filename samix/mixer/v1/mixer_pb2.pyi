@@ -79,7 +79,7 @@ class MixResponse(_message.Message):
     def __init__(self, mixer: _Optional[str] = ..., version: _Optional[str] = ..., rendering: _Optional[_Union[Rendering, _Mapping]] = ..., mask_shape: _Optional[_Iterable[int]] = ..., mask_logits: _Optional[bytes] = ..., pixels: _Optional[bytes] = ...) -> None: ...
 
 class MixerInfo(_message.Message):
-    __slots__ = ("name", "version", "sha256", "encoder", "stage", "mode", "rendering", "min_side", "max_side", "max_images", "max_tokens")
+    __slots__ = ("name", "version", "sha256", "encoder", "stage", "mode", "rendering", "min_side", "max_side", "max_images", "max_tokens", "stride")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -91,6 +91,7 @@ class MixerInfo(_message.Message):
     MAX_SIDE_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     sha256: str
@@ -102,7 +103,8 @@ class MixerInfo(_message.Message):
     max_side: int
     max_images: int
     max_tokens: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., encoder: _Optional[str] = ..., stage: _Optional[int] = ..., mode: _Optional[str] = ..., rendering: _Optional[_Union[Rendering, _Mapping]] = ..., min_side: _Optional[int] = ..., max_side: _Optional[int] = ..., max_images: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    stride: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., encoder: _Optional[str] = ..., stage: _Optional[int] = ..., mode: _Optional[str] = ..., rendering: _Optional[_Union[Rendering, _Mapping]] = ..., min_side: _Optional[int] = ..., max_side: _Optional[int] = ..., max_images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stride: _Optional[int] = ...) -> None: ...
 
 class ListMixersRequest(_message.Message):
     __slots__ = ()

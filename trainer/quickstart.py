@@ -195,5 +195,5 @@ def _table(summary: dict[str, Any], out: Path) -> str:
             )
         ),
     ]
-    lines = [f"  {title:<32}{mixed:<22}{plain}" for title, mixed, plain in rows]
+    lines = [f"  {title:<38}{mixed:<22}{plain}" for title, mixed, plain in rows]
     return "\n".join(["", *lines, "", f"  look at {out}/gallery.png, curves.png, masks.png; numbers: summary.json", ""])

@@ -1,25 +1,12 @@
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from training import serve, tiny_mixer, write_pictures
+from serving import serve, tiny_mixer
+from training import write_pictures
 
 from mixer_server.app import MixerServer
 from samix.mixing.artefact import save_artefact
-
-
-@pytest.fixture(autouse=True)
-def restore_logging() -> Iterator[None]:
-    """Take back what the main of a program does to logs and warnings."""
-    root = logging.getLogger()
-    before, level = [*root.handlers], root.level
-    yield
-    logging.captureWarnings(False)
-    for handler in [*root.handlers]:
-        if handler not in before:
-            root.removeHandler(handler)
-    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from serving import WAIT_S, serve, tiny_mixer
 from torch import Tensor
-from training import SIDE, WAIT_S, images_mixed, make_batch, serve, tiny_mixer
+from training import SIDE, images_mixed, make_batch
 
 from mixer_server.app import MixerServer
 from samix.client.config import ClientConfig, RetryPolicy

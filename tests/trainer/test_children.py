@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from training import WAIT_S, processes_of, survivors
+from serving import WAIT_S
+from training import processes_of, survivors
 
 from trainer import children
 from trainer.children import Child, ChildFailed, start_child

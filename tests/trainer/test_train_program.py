@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from training import NUM_CLASSES, images_mixed, page_value, picture, serve, tiny_mixer, write_pictures, write_shard
+from serving import serve, tiny_mixer
+from training import NUM_CLASSES, images_mixed, page_value, picture, write_pictures, write_shard
 
 from mixer_server.app import MixerServer
 from trainer.checkpoint import load_checkpoint

@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from training import images_mixed, page_value, processes_of, serve, survivors, tiny_mixer, torchrun, write_pictures
+from serving import serve, tiny_mixer
+from training import images_mixed, page_value, processes_of, survivors, torchrun, write_pictures
 
 from trainer.children import start_child
 

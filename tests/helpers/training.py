@@ -1,36 +1,25 @@
-"""Small shards that can be learnt, a real mixer server for them, and a look at what still runs."""
+"""Small shards that can be learnt, what a server counted, and a look at what still runs."""
 
 import contextlib
 import io
 import os
 import select
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from serving import WAIT_S
 
 from mixer_server.app import MixerServer
-from mixer_server.config import ServerConfig
-from mixer_server.registry import Registry
-from samix.mixing.frozen import FrozenMixer, random_mixer
-from samix.mixing.presets import tiny_spec
 from services.shards.dataset import Batch
 from trainer.world import World
 
 SIDE = 16
 NUM_CLASSES = 10
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-WAIT_S = 20.0
-"""Longest a test waits for something that should come at once."""
-
-
-def tiny_mixer(name: str = "tiny") -> FrozenMixer:
-    return random_mixer(tiny_spec(), seed=0, name=name)
 
 
 def picture(number: int) -> bytes:
@@ -65,17 +54,6 @@ def make_batch(size: int = 4, *, value: int = 0) -> Batch:
         labels=torch.full((size,), value),
         positions=torch.arange(size),
     )
-
-
-@contextmanager
-def serve(mixer: FrozenMixer, *, grpc_port: int = 0) -> Iterator[MixerServer]:
-    config = ServerConfig(mixers=(), grpc_port=grpc_port, http_port=0, metrics_port=0)
-    server = MixerServer(config, Registry([mixer]))
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 def images_mixed(server: MixerServer) -> float:

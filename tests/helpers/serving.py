@@ -28,7 +28,7 @@ def tiny_mixer(name: str = "tiny", seed: int = 0) -> FrozenMixer:
 
 @contextmanager
 def serve(*mixers: FrozenMixer, **settings: Any) -> Iterator[MixerServer]:
-    ports = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+    ports: dict[str, Any] = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
     config = ServerConfig(mixers=(), **(ports | settings))
     server = MixerServer(config, Registry(mixers))
     server.start()

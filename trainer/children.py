@@ -16,6 +16,15 @@ _STOP_GRACE_S = 40.0  # torchrun gives its workers 30 s
 _POLL_S = 0.1
 _TAIL_LINES = 12
 
+_ENVIRONMENT = {
+    # Several processes share the cores: threads of small layers that wait for each other on a busy core took 38 s for
+    # an epoch of digits, one thread 2 s.
+    "OMP_NUM_THREADS": "1",
+    # Else `python -m` finds a services.py or trainer/ of the folder it is started in before ours.
+    "PYTHONSAFEPATH": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
 
 class ChildFailed(ProgramFailed):
     """A child ended with an error, or took too long."""
@@ -96,23 +105,20 @@ class Child:
 @contextmanager
 def start_child(module: str, args: Sequence[str], log: Path) -> Iterator[Child]:
     """Run `python -m MODULE ARGS` with its output in a file; it is gone when the block ends, however that happens."""
-    # One thread each: several processes share the cores, and threads of small layers that wait for each other on a busy
-    # core are many times slower than one (38 s instead of 2 s for an epoch of digits).
-    one_thread = {"OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *args],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **one_thread},
+            env={**os.environ, **_ENVIRONMENT},
             start_new_session=True,
         )
-    child = Child(process, log)
-    try:
-        yield child
-    finally:
-        child.stop()
+        child = Child(process, log)
+        try:
+            yield child
+        finally:
+            child.stop()
 
 
 def _descendants(process_id: int) -> list[int]:

@@ -29,6 +29,8 @@ class TrainConfig:
     """How weights are updated."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """The page for Prometheus."""
+    resume: bool = False
+    """Go on after the last epoch that was saved in --out, with the same recipe and flags."""
     epochs: int = 10
     """Times the training set is seen."""
     seed: int = 0

@@ -46,7 +46,7 @@ class CoTraining:
         """
         device = choose_device(config.device)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)
             student = build_backbone(config.mixer.backbone, num_classes)
             online = OnlineMixer.build(config.mixer, config.online, student, num_classes)
         return cls(config, student.to(device), online.to(device), total_steps)

@@ -30,6 +30,8 @@ class Step:
     """Images in this rank's batch."""
     duration_s: float
     """Time since the step before, in seconds."""
+    waited_s: float
+    """Share of that in which it was blocked waiting for its mixed batch, in seconds."""
 
 
 def classify_mixed(model: nn.Module, mixed: MixedBatch) -> Tensor:
@@ -53,7 +55,7 @@ def train_epoch(
         ConfigError: if the loss is no longer finite.
     """
     model.train()
-    last = time.perf_counter()
+    last, waited_s = time.perf_counter(), metrics.waited_s
     for mixed in batches:
         loss = objective(model, mixed)
         optimiser.zero_grad(set_to_none=True)
@@ -61,9 +63,14 @@ def train_epoch(
         optimiser.step()
         lr = float(schedule.get_last_lr()[0])
         schedule.step()
-        now = time.perf_counter()
-        step = Step(loss=loss.item(), lr=lr, images=len(mixed.images), duration_s=now - last)
-        last = now
+        step = Step(
+            loss=loss.item(),
+            lr=lr,
+            images=len(mixed.images),
+            duration_s=time.perf_counter() - last,
+            waited_s=metrics.waited_s - waited_s,
+        )
+        last, waited_s = time.perf_counter(), metrics.waited_s
         _count(step, metrics)
         yield step
 

@@ -44,7 +44,9 @@ class TrainerMetrics:
         self.lr = self._gauge("trainer_learning_rate", "Learning rate of the last step.")
         self.epoch = self._gauge("trainer_epoch", "Epochs that are done.")
         self.accuracy = self._gauge("trainer_accuracy_ratio", "Top-1 accuracy of the last evaluation.")
-        self.wait = self._histogram("mixer_client_wait_seconds", "Time a step was blocked waiting for its mixed batch.")
+        self.waited_s = 0.0
+        """Sum of all waits so far."""
+        self._wait = self._histogram("mixer_client_wait_seconds", "Time a step waited for its mixed batch.")
         self.step_duration = self._histogram("trainer_step_duration_seconds", "Time from one step to the next.")
         self._latency = self._histogram("mixer_client_request_duration_seconds", "Time from request to answer.")
         self._sent = self._counter("mixer_client_sent_bytes_total", "Bytes of requests, retries included.")
@@ -55,6 +57,11 @@ class TrainerMetrics:
         self._retries: dict[RetryReason, Counter] = {
             reason: retries.labels(self._rank, reason) for reason in ("unavailable", "overloaded")
         }
+
+    def waited(self, seconds: float) -> None:
+        """Note how long a step was blocked waiting for its mixed batch."""
+        self.waited_s += seconds
+        self._wait.observe(seconds)
 
     def sent(self, num_bytes: int) -> None:
         """Count a request."""

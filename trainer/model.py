@@ -32,6 +32,6 @@ def build_classifier(config: ModelConfig, num_classes: int, *, seed: int) -> nn.
         seed: of the weights; the same on every rank. The global random state is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reseed the GPUs too
         backbone = build_backbone(config.backbone, num_classes)
     return nn.Sequential(OrderedDict(normalise=Normalise(config.mean, config.std), backbone=backbone))

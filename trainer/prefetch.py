@@ -77,7 +77,7 @@ class InProcessMixing:
             images, labels = _to_device(batch, self._device)
             seed = self._plans.seed(epoch, step)
             mixed = self._mixer.mix(images, labels, seed=seed, lam=plan.lam, partner=plan.partner)
-            self._metrics.wait.observe(time.perf_counter() - started)
+            self._metrics.waited(time.perf_counter() - started)
             yield mixed
 
 
@@ -114,6 +114,7 @@ class RemoteMixing:
         self._budget = budget
         self._device = device
         self._metrics = metrics
+        self._has_answered = False
         self._is_lost = False
         self._last_error: MixerError | None = None
 
@@ -122,7 +123,8 @@ class RemoteMixing:
 
         Raises:
             BudgetSpent: once the fallback mixed more batches than it may.
-            BadBatch, MixerNotFound: if the server refuses what no retry or fallback should hide.
+            BadBatch, MixerNotFound: if the server refuses the very first batch: then the configuration is wrong.
+                Later it is the server that changed, and the run goes on with the fallback.
         """
         self._budget.renew()
         under_way: deque[_Sent] = deque()
@@ -154,7 +156,7 @@ class RemoteMixing:
             self._metrics.fallbacks.inc()
             images, labels = _to_device(sent.batch, self._device)
             mixed = self._fallback.mix(images, labels, seed=sent.seed)
-        self._metrics.wait.observe(time.perf_counter() - started)
+        self._metrics.waited(time.perf_counter() - started)
         return mixed
 
     def _answer(self, sent: _Sent) -> MixedBatch | None:
@@ -162,15 +164,16 @@ class RemoteMixing:
             return None
         try:
             mixed = sent.pending.result(self._device)
-        except (BadBatch, MixerNotFound):
-            raise
         except MixerError as error:
+            if isinstance(error, (BadBatch, MixerNotFound)) and not self._has_answered:
+                raise
             self._breaker.failed(sent.sent_at)
             if not self._is_lost:
                 log.warning("mixer_lost", extra={"rank": self._plans.rank, "reason": str(error), "now": "fallback"})
             self._is_lost, self._last_error = True, error
             return None
         self._breaker.succeeded()
+        self._has_answered = True
         if self._is_lost:
             log.info("mixer_back", extra={"rank": self._plans.rank})
             self._is_lost = False

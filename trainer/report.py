@@ -27,19 +27,32 @@ class RunLog:
         self._path = folder / "log.jsonl"
         self._is_writer = is_writer
         self._started = time.monotonic()
+        self._is_open = False
         self.rows: list[Row] = []
+
+    def reopen(self, last_epoch: int) -> None:
+        """Take up the log of a run that ended early, up to and with an epoch; what came after is done again."""
+        rows = read_log(self._path) if self._path.exists() else []
+        self.rows = [row for row in rows if row["epoch"] <= last_epoch]
+        self._started -= self.rows[-1]["seconds"] if self.rows else 0.0
 
     def write(self, event: str, **fields: Any) -> None:
         """Add an event, such as "step" or "epoch"."""
         row = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **fields}
+        is_first, self._is_open = not self._is_open, True
         self.rows.append(row)
         if self._is_writer:
-            with self._path.open("a" if len(self.rows) > 1 else "w") as file:
-                file.write(json.dumps(row) + "\n")
+            with self._path.open("w" if is_first else "a") as file:
+                file.writelines(json.dumps(line) + "\n" for line in (self.rows if is_first else [row]))
 
     def of(self, event: str) -> list[Row]:
         """The events of one kind so far."""
         return [row for row in self.rows if row["event"] == event]
+
+
+def read_log(path: Path) -> list[Row]:
+    """Read what a RunLog wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def follow(
@@ -97,8 +110,7 @@ def draw_comparison(path: Path, folders: Sequence[Path]) -> None:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     for folder in folders:
-        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-        epochs = [row for row in rows if row["event"] == "epoch"]
+        epochs = [row for row in read_log(folder / "log.jsonl") if row["event"] == "epoch"]
         number = [row["epoch"] for row in epochs]
         label = f"mixing: {folder.name}"
         loss.plot(number, [row["loss"] for row in epochs], label=label, marker=".")
@@ -119,5 +131,6 @@ def _average(steps: list[Step], *, epoch: int, step: int, world_size: int) -> Ro
         "step": step,
         "loss": round(sum(s.loss for s in steps) / len(steps), 4),
         "lr": round(steps[-1].lr, 6),
+        "wait_share": round(sum(s.waited_s for s in steps) / seconds, 4),
         "images_per_s": round(world_size * sum(s.images for s in steps) / seconds, 1),
     }

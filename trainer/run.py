@@ -22,7 +22,7 @@ from services.addresses import format_address
 from services.config import write_resolved
 from services.metrics import serve_metrics
 from services.shards.loader import EvalLoader, TrainLoader, eval_loader, train_loader
-from trainer.checkpoint import save_checkpoint
+from trainer.checkpoint import load_checkpoint, save_checkpoint
 from trainer.config import TrainConfig
 from trainer.evaluate import Accuracy, evaluate
 from trainer.loop import classify_mixed, train_epoch
@@ -36,7 +36,8 @@ from trainer.world import World, join_world
 
 log = logging.getLogger(__name__)
 
-_WAIT = "mixer_client_wait_seconds_sum"
+CHECKPOINT = "checkpoint.pt"
+
 _FALLBACKS = "mixer_client_fallback_total"
 
 
@@ -117,8 +118,9 @@ def _train(recipe: str, run: _Run) -> None:
     started = time.monotonic()
     if run.world.is_main:
         write_resolved(run.config, run.config.out / "config.json")
+    first_epoch = _restore(run) if run.config.resume else 0
     network = _wrapped(run.model, run.world)
-    accuracies = [_epoch(run, network, epoch) for epoch in range(run.config.epochs)]
+    accuracies = [_epoch(run, network, epoch) for epoch in range(first_epoch, run.config.epochs)]
     summary = _summary(recipe, run, accuracies, time.monotonic() - started)
     page = run.config.out / f"metrics-rank{run.world.rank}.txt"
     page.write_bytes(generate_latest(run.metrics.registry))
@@ -138,7 +140,7 @@ def _wrapped(model: nn.Module, world: World) -> nn.Module:
 
 def _epoch(run: _Run, network: nn.Module, epoch: int) -> Accuracy:
     started = time.monotonic()
-    waited, fallen_back = (run.metrics.value(family) for family in (_WAIT, _FALLBACKS))
+    waited_s, fallen_back = run.metrics.waited_s, run.metrics.value(_FALLBACKS)
     run.train.set_epoch(epoch)
     mixed = run.mixing.epoch(epoch, run.train)
     steps = train_epoch(network, mixed, classify_mixed, run.optimiser, run.schedule, run.metrics)
@@ -152,7 +154,7 @@ def _epoch(run: _Run, network: nn.Module, epoch: int) -> Accuracy:
     )
     losses = [step.loss for step in shown]
     seconds = time.monotonic() - started
-    wait_s = run.metrics.value(_WAIT) - waited
+    wait_shares = run.world.gather((run.metrics.waited_s - waited_s) / seconds)
     fallbacks = torch.tensor(round(run.metrics.value(_FALLBACKS) - fallen_back))
     run.world.share_buffers(run.model)  # each rank's last step left its own; evaluated is what rank 0 saves
     accuracy = evaluate(run.model, run.val, run.world)
@@ -162,7 +164,7 @@ def _epoch(run: _Run, network: nn.Module, epoch: int) -> Accuracy:
         "top1": round(accuracy.top1, 5),
         "top5": round(accuracy.top5, 5),
         "images_per_s": round(len(losses) * run.config.data.global_batch / seconds, 1),
-        "wait_share": round(wait_s / seconds, 4),
+        "wait_share": round(max(wait_shares), 4),  # the slowest rank holds up all
         "fallbacks": int(run.world.total(fallbacks)),
     }
     run.run_log.write("epoch", **row)
@@ -174,6 +176,27 @@ def _epoch(run: _Run, network: nn.Module, epoch: int) -> Accuracy:
     return accuracy
 
 
+def _restore(run: _Run) -> int:
+    """Take up the state of the last saved epoch; returns the number of epochs that are done."""
+    path = run.config.out / CHECKPOINT
+    state = load_checkpoint(path)
+    done: int = state["epoch"]
+    if state["seed"] != run.config.seed:
+        raise ConfigError(f"{path} was trained with seed {state['seed']}, got --seed {run.config.seed}; use the same")
+    if done >= run.config.epochs:
+        raise ConfigError(f"{path} has {done} of --epochs {run.config.epochs} behind it; there is nothing to resume")
+    try:
+        run.model.load_state_dict(state["model"])
+        run.optimiser.load_state_dict(state["optimiser"])
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} is of another model ({reason}); resume with the recipe and flags it had") from error
+    run.schedule.load_state_dict(state["schedule"])
+    run.run_log.reopen(last_epoch=done)
+    log.info("resumed", extra={"rank": run.world.rank, "checkpoint": str(path), "epochs_done": done})
+    return done
+
+
 def _save(run: _Run, epoch: int) -> None:
     state = {
         "epoch": epoch + 1,
@@ -182,7 +205,7 @@ def _save(run: _Run, epoch: int) -> None:
         "optimiser": run.optimiser.state_dict(),
         "schedule": run.schedule.state_dict(),
     }
-    save_checkpoint(run.config.out / "checkpoint.pt", state)
+    save_checkpoint(run.config.out / CHECKPOINT, state)
 
 
 def _summary(recipe: str, run: _Run, accuracies: list[Accuracy], seconds: float) -> Row:

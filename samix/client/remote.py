@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 import torch
 from google.protobuf.message import Message
@@ -21,7 +21,7 @@ from samix.client.retrying import ClientObserver, RetryingCall, SilentObserver
 from samix.errors import InputError
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float, check_images, check_labels
-from samix.mixing.plan import generator_for, resolve_plan
+from samix.mixing.plan import SAMIX_ALPHA, draw_plan, generator_for, resolve_plan
 from samix.mixing.render import compose
 
 log = logging.getLogger(__name__)
@@ -52,8 +52,10 @@ def connect(
         observer: told of bytes and retries.
 
     Raises:
-        InputError: if `target` is no address.
+        InputError: if `target` is no address, or `reply` no kind of reply.
     """
+    if reply not in get_args(Reply):
+        raise InputError(f"reply must be one of {', '.join(get_args(Reply))}, got {reply!r}")
     connection = Connection(check_target(target), config)
     return RemoteMixer(connection, mixer=mixer, version=version, reply=reply, config=config, observer=observer)
 
@@ -181,8 +183,7 @@ class RemoteMixer:
             for index, (images, labels) in enumerate(batches):
                 # The next batch leaves before this one is handed out, so that `depth` are under way during a step.
                 mixed = pending.popleft().result() if len(pending) == depth else None
-                check_images(images)
-                plan = resolve_plan(len(images), lam=None, partner=None, generator=generator_for(seed, index))
+                plan = draw_plan(len(images), alpha=SAMIX_ALPHA, generator=generator_for(seed, index))
                 pending.append(self.submit(images, labels, plan=plan))
                 if mixed is not None:
                     yield mixed

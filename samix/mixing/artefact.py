@@ -6,7 +6,6 @@ new version.
 
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -43,14 +42,12 @@ def save_artefact(path: str | Path, mixer: FrozenMixer, provenance: dict[str, st
         "provenance": provenance,
     }
     weights = {key: value.contiguous().cpu() for key, value in mixer.net.state_dict().items()}
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         save_file(weights, temporary, metadata={_KEY: json.dumps(header, sort_keys=True)})
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
+        temporary.replace(target)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def check_artefact_path(path: str | Path) -> Path:

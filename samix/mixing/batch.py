@@ -47,6 +47,8 @@ def check_images(images: Tensor) -> None:
     Raises:
         BadBatch: unless `images` is uint8, or floating point in [0, 1], [B, 3, H, W] with at least one pixel.
     """
+    if not isinstance(images, Tensor):
+        raise BadBatch(f"images must be a tensor, got {type(images).__name__}; use torch.from_numpy or torch.stack")
     shape = list(images.shape)
     if images.dim() != 4 or shape[1] != 3 or 0 in shape:
         raise BadBatch(f"images must be [batch, 3, height, width] with no empty side, got {shape}")
@@ -66,6 +68,8 @@ def check_labels(labels: Tensor | None, batch_size: int) -> None:
     """
     if labels is None:
         return
+    if not isinstance(labels, Tensor):
+        raise BadBatch(f"labels must be a tensor or None, got {type(labels).__name__}; use torch.tensor")
     if labels.shape != (batch_size,) or labels.dtype != torch.int64:
         raise BadBatch(f"labels must be int64 [{batch_size}], got {labels.dtype} {list(labels.shape)}")
 

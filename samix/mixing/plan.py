@@ -89,7 +89,10 @@ def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _checked_lam(lam: float | Tensor, batch_size: int) -> Tensor:
-    values = torch.as_tensor(lam, dtype=torch.float32, device="cpu")
+    try:
+        values = torch.as_tensor(lam, dtype=torch.float32, device="cpu").detach()
+    except (TypeError, ValueError) as error:
+        raise BadBatch(f"lam must be a number or a tensor, got {lam!r:.60}") from error
     if values.dim() == 0:
         values = values.expand(batch_size).contiguous()
     if values.shape != (batch_size,):

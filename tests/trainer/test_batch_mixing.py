@@ -220,6 +220,22 @@ def test_a_dead_mixer_is_not_asked_for_every_batch():
     assert rank.metrics.value("mixer_client_sent_bytes_total") == sent
 
 
+def test_a_server_that_forgets_the_mixer_is_an_outage():
+    """A rollout with another mixer does not stop a run that had its answers: its batches go to the fallback."""
+    metrics = TrainerMetrics(0)
+    with serve(tiny_mixer()) as server:
+        port = int(address(server).rpartition(":")[2])
+        with connect(address(server), mixer="tiny", config=IMPATIENT, observer=metrics) as remote:
+            rank = Rank(remote, metrics, 1, 100, Eager())
+            rank.labels(numbered(2))
+            server.stop()
+            with serve(tiny_mixer("another"), grpc_port=port):
+                labels = rank.labels(numbered(3))
+
+    assert labels == [0, 1, 2]
+    assert rank.fallbacks == 3
+
+
 def test_a_restarted_server_is_used_again(caplog: pytest.LogCaptureFixture):
     """An outage costs fallback batches only while it lasts; a server that restarts on its port is used again."""
     metrics = TrainerMetrics(0)

@@ -44,6 +44,16 @@ def test_success_passes_on_its_lines(start):
     assert lines == ["one", "two", "three"]
 
 
+def test_a_users_own_modules_are_left_alone(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A services.py in the folder where the program was started is not taken for ours."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/services.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    with start("import services.shards") as child:
+        child.wait(WAIT_S, lambda _: None)
+
+
 def test_failure_shows_the_end_of_its_log(start, tmp_path: Path):
     """A child that fails is reported with its status, the last lines of its log and where the rest is."""
     script = "import sys\nfor i in range(40): print('line', i)\nsys.exit(3)"

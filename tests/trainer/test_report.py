@@ -32,7 +32,9 @@ def ink(path: Path) -> float:
 
 
 def steps(count: int, seconds: float = 0.5) -> Iterator[Step]:
-    return (Step(loss=float(number), lr=0.1, images=4, duration_s=seconds) for number in range(count))
+    return (
+        Step(loss=float(number), lr=0.1, images=4, duration_s=seconds, waited_s=seconds / 4) for number in range(count)
+    )
 
 
 def test_log_is_one_object_a_line(tmp_path: Path):

@@ -25,7 +25,7 @@ def metrics() -> TrainerMetrics:
     found.retried("unavailable")
     found.retried("overloaded")
     found.retried("unavailable")
-    found.wait.observe(0.5)
+    found.waited(0.5)
     return found
 
 

@@ -6,7 +6,9 @@ is the first line of the target module's docstring, read from source: importing 
 
 import ast
 import importlib.util
+import os
 import re
+import select
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points, version
@@ -14,11 +16,35 @@ from pathlib import Path
 
 USAGE = "usage: samix VERB [--flags]\n       samix VERB --help\n       samix --version"
 
+STDOUT = 1
+SIGPIPE_STATUS = 141
+"""What a shell reports for other tools whose reader left, as `head` does."""
+
 
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run one verb and return its exit status; 2 for a verb that does not exist or lacks packages."""
-    name, *flags = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    """Run one verb and return its exit status.
+
+    Returns:
+        2 for a verb that is not given, does not exist or lacks packages; 130 if it is interrupted while it is imported,
+        141 if nobody reads its output any more; else what the verb returns.
+    """
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)  # else the interpreter complains when it flushes at its end
+        return SIGPIPE_STATUS
+
+
+def _run(argv: Sequence[str]) -> int | None:
     verbs = {verb.name: verb for verb in sorted(entry_points(group="samix.commands"), key=lambda verb: verb.name)}
+    if not argv:
+        print(help_text(verbs), file=sys.stderr)
+        return 2
+    name, *flags = argv
     if name in ("-h", "--help"):
         return _say(help_text(verbs))
     if name in ("-V", "--version"):
@@ -27,7 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         return _fail(f"no verb is called {name!r}; `samix --help` lists {', '.join(verbs)}")
     if missing := missing_packages(verbs[name]):
         return _fail(f"`samix {name}` needs {', '.join(missing)}; run {_cure(verbs[name])}")
-    return verbs[name].load()(flags)
+    try:
+        return verbs[name].load()(flags)
+    finally:
+        print(end="", flush=True)  # a reader that left shows here at the latest, not when the interpreter ends
+
+
+def _reader_left() -> bool:
+    poll = select.poll()
+    poll.register(STDOUT, 0)  # errors alone
+    return bool(poll.poll(0))
 
 
 def help_text(verbs: Mapping[str, EntryPoint]) -> str:
@@ -78,7 +113,7 @@ def _cure(verb: EntryPoint) -> str:
 
 
 def _say(text: str) -> int:
-    print(text)
+    print(text, flush=True)
     return 0
 
 

@@ -31,6 +31,8 @@ def program(body: Callable[Arguments, int | None]) -> Callable[Arguments, int]:
             return _fail(str(err), 2)
         except (MixerError, ProgramFailed) as err:
             return _fail(str(err), 1)
+        except BrokenPipeError:  # of stdout, which the `samix` command answers, or of a child, which is a bug
+            raise
         except OSError as err:  # address in use, no permission, disk full
             return _fail(_sentence(err), 2)
         except KeyboardInterrupt:

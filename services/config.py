@@ -1,9 +1,4 @@
-"""Configuration: frozen dataclasses, filled from a recipe, then the environment, then the command line.
-
-`--mixing.failure-budget` of `samix train` is also SAMIX_TRAIN_MIXING_FAILURE_BUDGET; the command line wins. An empty
-variable counts as unset (what compose files pass for "nothing given"), a misspelt one is refused. List flags split
-their variable as a shell would; switches take 1/true/yes/on and 0/false/no/off.
-"""
+"""Configuration: frozen dataclasses, filled from a recipe, then the environment, then the command line."""
 
 import contextlib
 import dataclasses
@@ -11,22 +6,18 @@ import io
 import itertools
 import json
 import os
-import shlex
 import sys
 import traceback
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import tyro
 
 from samix.errors import ConfigError
+from services.environment import Environment, inherited_args, variable_prefix
 
 ConfigT = TypeVar("ConfigT")
-Environment = Mapping[str, str]
-
-_SWITCH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
 def parse_config(
@@ -72,9 +63,13 @@ def parse_recipe(
 
     Raises:
         ConfigError: for an unknown recipe, and as `parse_config`.
-        SystemExit: as `parse_config`.
+        SystemExit: as `parse_config`, and without a recipe (2), with the list of them on stderr.
     """
-    name, *args = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        sys.stderr.write(_recipes_help(recipes, program))
+        raise SystemExit(2)
+    name, *args = argv
     if name in ("-h", "--help"):
         sys.stdout.write(_recipes_help(recipes, program))
         raise SystemExit(0)
@@ -101,8 +96,8 @@ def _parse(
     about: str,
     default: ConfigT | None = None,
 ) -> ConfigT:
-    prefix = f"SAMIX_{_as_variable(program)}_"
-    inherited = _inherited_args(config, prefix, environ)
+    prefix = variable_prefix(program)
+    inherited = inherited_args(config, prefix, environ)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -120,49 +115,6 @@ def _parse(
         if err.code and inherited:
             sys.stderr.write(f"from the environment: {' '.join(f'{name}={environ[name]}' for name in inherited)}\n")
         raise
-
-
-def _as_variable(name: str) -> str:
-    return name.upper().replace("-", "_").replace(".", "_")
-
-
-def _flags(config: type, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted flag without dashes in front, type) for each value of a dataclass and of those inside it."""
-    hints = get_type_hints(config, include_extras=True)
-    for field in dataclasses.fields(config):
-        hint = hints[field.name]
-        if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
-            continue
-        flag = path + field.name.replace("_", "-")
-        if dataclasses.is_dataclass(hint):
-            assert isinstance(hint, type)
-            yield from _flags(hint, f"{flag}.")
-        else:
-            yield flag, hint
-
-
-def _inherited_args(config: type, prefix: str, environ: Environment) -> dict[str, list[str]]:
-    """Find the variables that are set, each with the arguments it stands for."""
-    flags = {prefix + _as_variable(flag): (flag, hint) for flag, hint in _flags(config)}
-    given = {name: value for name, value in environ.items() if name.startswith(prefix) and value}
-    for name in given.keys() - flags.keys():
-        raise ConfigError(f"environment variable {name} fits no flag; known are {', '.join(sorted(flags))}")
-    return {name: _as_args(*flags[name], name, value) for name, value in given.items()}
-
-
-def _as_args(flag: str, hint: Any, variable: str, value: str) -> list[str]:
-    if hint is bool:
-        if value.lower() not in _SWITCH:
-            raise ConfigError(f"environment variable {variable} must be one of {', '.join(_SWITCH)}, got {value!r}")
-        parent, dot, name = flag.rpartition(".")
-        return [f"--{flag}" if _SWITCH[value.lower()] else f"--{parent}{dot}no-{name}"]
-    return [f"--{flag}", *(shlex.split(value) if _takes_many(hint) else [value])]
-
-
-def _takes_many(hint: Any) -> bool:
-    if get_origin(hint) in (Union, types.UnionType):
-        return any(_takes_many(option) for option in get_args(hint))
-    return get_origin(hint) in (tuple, list, set, frozenset, dict)
 
 
 def _refusal(err: SystemExit) -> BaseException | None:

@@ -19,10 +19,10 @@ from samix.mixing.plan import generator_for
 from services.cli import program
 from services.config import parse_config
 from services.logs import setup_logging
-from services.shards.config import DataConfig
-from services.shards.dataset import BatchRequest, ShardDataset
+from services.shards.augment import CentreCrop
+from services.shards.decode import open_picture
 from services.shards.index import open_shards
-from services.shards.reader import count_classes
+from services.shards.reader import SampleReader
 from trainer.quality import MaskQuality, mask_quality
 from trainer.world import DeviceKind, choose_device
 
@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     config = parse_config(GalleryConfig, "gallery", argv)
     setup_logging()
     mixer = load_mixer(config.mixer, str(choose_device(config.device)))
-    pictures = _pictures(config, config.image_size or mixer.spec.image_size)
+    image_size = config.image_size or mixer.spec.image_size
+    mixer.spec.check_size(image_size, image_size)
+    pictures = _pictures(config, image_size)
     draw_gallery(config.out, mixer, pictures[: 2 * config.pairs], config.lams)
     log.info("gallery", extra={"path": str(config.out), "mixer": mixer.name, "version": mixer.version})
     if config.masks_plot is not None:
@@ -148,12 +150,8 @@ def _pictures(config: GalleryConfig, image_size: int) -> Tensor:
     wanted = max(2 * config.pairs, _QUALITY_IMAGES if config.masks_plot else 0)
     if shards.total < 2 * config.pairs:
         raise ConfigError(f"{config.pairs} pairs need {2 * config.pairs} pictures, {config.data} has {shards.total}")
-    positions = torch.randperm(shards.total, generator=generator_for(config.seed))[:wanted].numpy().astype(np.int64)
-    data = DataConfig(
-        train=config.data, val=config.data, num_classes=count_classes(shards), image_size=image_size, padding=0
-    )
-    dataset = ShardDataset(shards, data.eval_transform(), num_classes=data.num_classes, seed=config.seed)
-    try:
-        return dataset.load(BatchRequest(0, positions)).images
-    finally:
-        dataset.close()
+    positions = torch.randperm(shards.total, generator=generator_for(config.seed))[:wanted].tolist()
+    crop, rng = CentreCrop(size=image_size, resize=image_size), np.random.default_rng(config.seed)
+    with SampleReader(shards) as reader:
+        pixels = [crop(open_picture(reader.read(position)), rng) for position in positions]
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()

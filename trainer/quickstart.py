@@ -13,6 +13,7 @@ from typing import Any
 from samix.errors import ConfigError
 from services.cli import program
 from services.config import parse_config
+from services.shards.index import escape
 from services.shards.order import default_lanes
 from trainer.children import start_child
 from trainer.provenance import software
@@ -162,7 +163,7 @@ class Quickstart:
         return self.config.out / "logs" / f"{name}.log"
 
     def _shards(self, split: str) -> str:
-        return str(self._data / f"digits-{split}-*.tar")
+        return f"{escape(self._data)}/digits-{split}-*.tar"
 
     @property
     def _data(self) -> Path:

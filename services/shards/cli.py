@@ -14,6 +14,7 @@ from tqdm import tqdm
 from services.cli import program
 from services.config import parse_config
 from services.logs import LogFormat, setup_logging
+from services.shards.index import escape
 from services.shards.sources import Source, open_source
 from services.shards.writer import write_shards
 
@@ -83,7 +84,7 @@ def _summary(index: dict[str, Any], out: Path) -> str:
         megabytes = sum(shard["bytes"] for shard in content["shards"]) / 1e6
         lines.append(
             f"  {split:<6}{content['samples']:>9} samples in {len(content['shards'])} shards, {megabytes:.1f} MB:"
-            f" {out}/{index['name']}-{split}-*.tar"
+            f" {escape(out / index['name'])}-{split}-*.tar"
         )
     return "\n".join(lines)
 

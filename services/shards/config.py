@@ -62,8 +62,8 @@ class LoadingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(LoadingConfig):
-    """Images and how they are loaded."""
+class LabelledShards:
+    """Where images are and how many classes they have."""
 
     train: str
     """Shards to train on: a path, a glob or a pattern like train-{000000..000003}.tar (quote it)."""
@@ -71,6 +71,11 @@ class DataConfig(LoadingConfig):
     """Shards to evaluate on."""
     num_classes: int
     """Labels run from 0 to this minus 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(LoadingConfig, LabelledShards):  # fields of the last base come first, so help starts with the shards
+    """Images and how they are loaded."""
 
     def __post_init__(self) -> None:
         LoadingConfig.__post_init__(self)

@@ -4,10 +4,12 @@ Layouts of other tools are understood too: an entry {"shard", "samples", "bytes"
 "splits". Shards that no index lists are counted by scanning their headers.
 """
 
+import glob
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,8 @@ def open_shards(pattern: str | Sequence[str]) -> ShardSet:
     """Find shards and count their samples.
 
     Args:
-        pattern: a path, a glob, a brace pattern such as `train-{000000..000003}.tar`, or several of them.
+        pattern: a path, a glob, a brace pattern such as `train-{000000..000003}.tar`, or several of them. What exists
+            under that very name is taken literally.
 
     Raises:
         ShardError: if nothing matches, or a shard is truncated or holds no samples.
@@ -59,9 +62,16 @@ def expand(pattern: str | Sequence[str]) -> list[Path]:
     return sorted({path for part in parts for name in _braces(part) for path in _files(name)})
 
 
+def escape(path: str | Path) -> str:
+    """Spell a path so that it stands for itself inside a pattern."""
+    return re.sub(r"[\\{}]", r"\\\g<0>", glob.escape(str(path)))
+
+
 def _braces(pattern: str) -> Iterator[str]:
     if "://" in pattern or pattern.startswith("pipe:"):
         raise ShardError(f"shards must be local files, got {pattern!r}; download them first")
+    if _exists(pattern):
+        return iter([pattern])
     try:
         return braceexpand(pattern)
     except ValueError as err:
@@ -69,13 +79,18 @@ def _braces(pattern: str) -> Iterator[str]:
 
 
 def _files(name: str) -> list[Path]:
-    found = [Path(match) for match in glob(name, recursive=True)]  # noqa: PTH207 - patterns may be absolute
+    matches = [name] if _exists(name) else glob.glob(name, recursive=True)  # noqa: PTH207 - patterns may be absolute
+    found = [Path(match) for match in matches]
     folders = [path for path in found if path.is_dir()]
     if folders:
-        raise ShardError(f"{folders[0]} is a folder; name its shards, for example '{folders[0]}/*.tar'")
+        raise ShardError(f"{folders[0]} is a folder; name its shards, for example '{escape(folders[0])}/*.tar'")
     if not found:
         raise ShardError(f"no shard matches {name!r} (seen from {Path.cwd()}); check the path and quote the pattern")
     return found
+
+
+def _exists(name: str) -> bool:
+    return os.path.exists(name)  # noqa: PTH110 - Path.exists raises for a long pattern in braces
 
 
 def _read_index(path: Path) -> dict[str, dict[str, Any]]:

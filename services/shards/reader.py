@@ -11,10 +11,13 @@ import numpy as np
 
 from samix.errors import ShardError
 from services.shards.index import ShardSet
-from services.shards.tar import ShardTable, scan_shard
+from services.shards.tar import ShardTable, scan_shard, shown
 
 MAX_OPEN_SHARDS = 64
 """Files a reader holds open. Each process has its own reader, and the usual limit of a process is 1024 files."""
+
+MAX_LABEL_DIGITS = 6
+"""A classifier has an output for every number up to the largest label: what is longer is an identifier, no class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +64,36 @@ class SampleReader:
         """Read one sample.
 
         Raises:
-            ShardError: if the shard is damaged, differs from its index, or the label is no number.
+            ShardError: if the shard is damaged, differs from its index, or the label is no class number.
         """
-        shard = int(np.searchsorted(self._ends, position, side="right"))
-        row = position - int(self._ends[shard]) + self._shards.samples[shard]
+        shard, row = self._locate(position)
         path, table = self._shards.paths[shard], self._table(shard)
-        key = table.keys[row].decode()
-        image_offset, image_size, label_offset, label_size = table.ranges[row].tolist()
-        file = self._file(shard)
-        image = os.pread(file.fileno(), image_size, image_offset)
-        label = os.pread(file.fileno(), label_size, label_offset).strip()
-        if len(image) != image_size:
+        key, (offset, size) = shown(table.keys[row]), table.ranges[row, :2].tolist()
+        image = os.pread(self._file(shard).fileno(), size, offset)
+        if len(image) != size:
             raise ShardError(f"{path} ends inside sample {key}, it has been truncated; fetch or write it again")
-        if not label.isdigit():
-            raise ShardError(f"label of sample {key} of {path} must be a class number in ASCII, got {label[:20]!r}")
-        return Sample(path, key, image, int(label))
+        return Sample(path, key, image, self.read_label(position))
+
+    def read_label(self, position: int) -> int:
+        """Read the label of one sample and leave its picture alone.
+
+        Raises:
+            ShardError: as `read`.
+        """
+        shard, row = self._locate(position)
+        table = self._table(shard)
+        offset, size = table.ranges[row, 2:].tolist()
+        label = os.pread(self._file(shard).fileno(), size, offset).strip()
+        if not label.isdigit() or len(label) > MAX_LABEL_DIGITS:
+            raise ShardError(
+                f"label of sample {shown(table.keys[row])} of {self._shards.paths[shard]} must be a class number in "
+                f"ASCII of at most {MAX_LABEL_DIGITS} digits, got {label[:20]!r}; number the classes from 0"
+            )
+        return int(label)
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._ends, position, side="right"))
+        return shard, position - int(self._ends[shard]) + self._shards.samples[shard]
 
     def _table(self, shard: int) -> ShardTable:
         if shard not in self._tables:
@@ -98,7 +116,7 @@ def count_classes(shards: ShardSet) -> int:
     """Find the number of classes by reading every label: the largest one plus 1.
 
     Raises:
-        ShardError: as `SampleReader.read` does.
+        ShardError: as `SampleReader.read_label`.
     """
     with SampleReader(shards) as reader:
-        return 1 + max(reader.read(position).label for position in range(shards.total))
+        return 1 + max(map(reader.read_label, range(shards.total)))

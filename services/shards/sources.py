@@ -141,11 +141,16 @@ def _subfolders(root: Path) -> list[Path]:
 def _class_pictures(root: Path, label_of: Mapping[str, int]) -> list[SourceImage]:
     pictures: list[SourceImage] = []
     for folder in _subfolders(root):
-        files = sorted(file for file in folder.iterdir() if _extension(file) in IMAGE_EXTENSIONS)
+        files = sorted(file for file in folder.iterdir() if _is_picture(file))
         if not files:
             raise InputError(f"{folder} holds no image ({', '.join(IMAGE_EXTENSIONS)}); remove it or fill it")
         pictures += [SourceImage(label_of[folder.name], _extension(file), file) for file in files]
     return pictures
+
+
+def _is_picture(file: Path) -> bool:
+    is_hidden = file.name.startswith(".")  # macOS leaves ._a.jpg beside a.jpg
+    return _extension(file) in IMAGE_EXTENSIONS and not is_hidden
 
 
 def _extension(file: Path) -> str:

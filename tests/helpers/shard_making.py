@@ -24,9 +24,9 @@ def noise(seed: int, height: int = 8, width: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+def write_tar(path: Path, members: Mapping[str, bytes], *, tar_format: int = tarfile.DEFAULT_FORMAT) -> Path:
     """Write a tar file with these members."""
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=tar_format) as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -17,10 +18,14 @@ def test_help_lists_the_verbs_with_a_line_each(capsys):
     assert all(f"  {verb.name} " in out for verb in entry_points(group="samix.commands"))
 
 
-def test_no_arguments_mean_help(capsys):
-    """`samix` alone prints the help."""
-    assert main([]) == 0
-    assert "usage: samix VERB" in capsys.readouterr().out
+def test_a_verb_that_was_forgotten_is_a_usage_error(capsys):
+    """`samix` alone prints the help to stderr and ends with 2."""
+    status = main([])
+
+    output = capsys.readouterr()
+    assert status == 2
+    assert "usage: samix VERB" in output.err
+    assert output.out == ""
 
 
 def test_version(capsys):
@@ -55,6 +60,60 @@ def test_the_command_answers_without_importing_torch(argv):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
 
     assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.fixture
+def verb_that(tmp_path, monkeypatch):
+    """Install a distribution whose verb `paint` consists of given code."""
+
+    def install(code: str) -> None:
+        info = tmp_path / "colours-1.0.dist-info"
+        info.mkdir()
+        info.joinpath("METADATA").write_text("Metadata-Version: 2.4\nName: colours\nVersion: 1.0\n")
+        info.joinpath("entry_points.txt").write_text("[samix.commands]\npaint = colours:main\n")
+        tmp_path.joinpath("colours.py").write_text(code)
+        monkeypatch.delitem(sys.modules, "colours", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+
+    return install
+
+
+def test_ctrl_c_while_a_verb_is_imported(verb_that, capsys):
+    """Ctrl-C during the seconds of imports ends with 130 and no traceback."""
+    verb_that("raise KeyboardInterrupt")
+
+    assert main(["paint"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--help"],
+        ["--version"],
+        ["shards", "--help"],
+        pytest.param(["pretrain", "--help"], marks=pytest.mark.slow),
+        pytest.param(["train", "digits_cpu", "--help"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_reader_that_leaves_is_no_error(argv):
+    """`samix ... | head` ends as other tools do: nothing on stderr, and the status of SIGPIPE."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+
+    done = subprocess.run([sys.executable, "-m", "samix", *argv], stdout=write_end, stderr=subprocess.PIPE, check=False)
+    os.close(write_end)
+
+    assert done.stderr == b""
+    assert done.returncode == 141
+
+
+def test_another_closed_pipe_is_an_error(verb_that):
+    """A pipe to a child that died is not mistaken for a reader of stdout that left."""
+    verb_that("def main(argv):\n    raise BrokenPipeError(32, 'Broken pipe')")
+
+    with pytest.raises(BrokenPipeError):
+        main(["paint"])
 
 
 @pytest.fixture

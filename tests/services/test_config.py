@@ -88,6 +88,48 @@ def test_the_command_line_wins(inherited, flag):
     assert config.grpc_port == flag
 
 
+@pytest.mark.parametrize("value", ["--no-flip", "-h", "--", "a=b_c", " x "])
+def test_the_value_of_a_variable_is_never_a_flag(value):
+    """A variable sets its own flag to its very value, also where that looks like another flag."""
+    config = parse_config(Config, "serve", [], environ={"SAMIX_SERVE_OUT": value})
+
+    assert config == Config(out=Path(value))
+
+
+def test_negative_numbers_may_stand_in_variables():
+    """A minus sign makes no flag of a number, alone or in a list."""
+    environ = {"SAMIX_SERVE_GRPC_PORT": "-1", "SAMIX_SERVE_SCALE": "-.5 -1e3"}
+
+    config = parse_config(Config, "serve", [], environ=environ)
+
+    assert config == Config(grpc_port=-1, scale=(-0.5, -1000.0))
+
+
+@pytest.mark.parametrize("service", ["SAMIX_SERVE", "SAMIX_SERVE_GRPC"])
+def test_variables_of_a_kubernetes_service_are_ignored(service):
+    """A Service called samix-serve or samix-serve-grpc, whose variables Kubernetes sets in every pod, sets no flag."""
+    environ = {
+        f"{service}_SERVICE_HOST": "10.0.0.7",
+        f"{service}_SERVICE_PORT": "8001",
+        f"{service}_SERVICE_PORT_HTTP": "8002",
+        f"{service}_PORT": "tcp://10.0.0.7:8001",
+        f"{service}_PORT_8001_TCP": "tcp://10.0.0.7:8001",
+        f"{service}_PORT_8001_TCP_PROTO": "tcp",
+        f"{service}_PORT_8001_TCP_PORT": "8001",
+        f"{service}_PORT_8001_TCP_ADDR": "10.0.0.7",
+    }
+
+    config = parse_config(Config, "serve", [], environ=environ)
+
+    assert config == Config()
+
+
+def test_a_variable_that_only_resembles_those_of_kubernetes_is_refused():
+    """A port that a person gives under a wrong name is still a mistake."""
+    with pytest.raises(ConfigError, match="SAMIX_SERVE_PORT fits no flag; did you mean SAMIX_SERVE_GRPC_PORT"):
+        parse_config(Config, "serve", [], environ={"SAMIX_SERVE_PORT": "8001"})
+
+
 def test_an_empty_variable_is_unset():
     """An empty variable changes nothing."""
     config = parse_config(Config, "serve", [], environ={"SAMIX_SERVE_GRPC_PORT": ""})
@@ -98,7 +140,11 @@ def test_an_empty_variable_is_unset():
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"SAMIX_SERVE_GRCP_PORT": "1"}, "SAMIX_SERVE_GRCP_PORT fits no flag; known are .*SAMIX_SERVE_GRPC_PORT"),
+        ({"SAMIX_SERVE_GRCP_PORT": "1"}, r"SAMIX_SERVE_GRCP_PORT fits no flag; did you mean SAMIX_SERVE_GRPC_PORT\?$"),
+        ({"SAMIX_SERVE_X": "1"}, "SAMIX_SERVE_X fits no flag; known are SAMIX_SERVE_FLIP, .*SAMIX_SERVE_SCALE$"),
+        ({"SAMIX_SERVE_MIXERS": "it's"}, 'SAMIX_SERVE_MIXERS .*got "it\'s"; close the quote'),
+        ({"SAMIX_SERVE_MIXERS": "a --grpc-port 1"}, "SAMIX_SERVE_MIXERS holds '--grpc-port', .*write ./--grpc-port"),
+        ({"SAMIX_SERVE_MIXERS": "-h"}, "SAMIX_SERVE_MIXERS holds '-h'"),
         ({"SAMIX_SERVE_FLIP": "maybe"}, "SAMIX_SERVE_FLIP must be one of 1, true, .* got 'maybe'"),
     ],
 )
@@ -156,14 +202,16 @@ def test_an_unknown_recipe_is_answered_with_the_known_ones():
         parse_recipe(RECIPES, "train", ["tinny"], environ={})
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"]])
-def test_help_lists_recipes(argv, capsys):
-    """Without a recipe the help lists them with a line each."""
+@pytest.mark.parametrize(("argv", "status", "stream"), [(["--help"], 0, "out"), (["-h"], 0, "out"), ([], 2, "err")])
+def test_help_lists_recipes(argv, status, stream, capsys):
+    """Asked for, the list of recipes is an answer; a recipe that was forgotten is a usage error with the same list."""
     with pytest.raises(SystemExit) as exit_:
         parse_recipe(RECIPES, "train", argv, environ={})
 
-    assert exit_.value.code == 0
-    assert "tiny  Two minutes\n  big   Two days" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert exit_.value.code == status
+    assert "tiny  Two minutes\n  big   Two days" in getattr(output, stream)
+    assert len(output.out + output.err) == len(getattr(output, stream))
 
 
 def test_help_of_a_program_shows_flags_and_their_help(capsys):

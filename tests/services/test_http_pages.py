@@ -65,6 +65,55 @@ def test_connections_are_bounded(server: PageServer):
     assert answers == [b""] * 8
 
 
+def test_slow_callers_are_cut_off():
+    """A caller has a fixed time, however often it sends a byte; then its place is free for others."""
+    server = serve_pages({"/": lambda: Page("ok")}, HOST, 0, max_connection_s=0.3)
+    slow = [socket.create_connection((HOST, server.port), timeout=0.05) for _ in range(32)]
+    try:
+        drip([*slow], 100)
+
+        assert any(is_served(server.port) for _ in range(100))
+    finally:
+        for sock in slow:
+            sock.close()
+        server.close()
+
+
+def is_served(port: int) -> bool:
+    try:
+        return fetch(port, "/")[0] == 200
+    except (http.client.RemoteDisconnected, ConnectionError):  # a place becomes free a moment after the cut
+        return False
+
+
+def drip(connections: list[socket.socket], num_bytes: int) -> None:
+    """Send a byte now and then on all connections, until every one is cut off."""
+    for _ in range(num_bytes):
+        for sock in list(connections):
+            try:
+                sock.send(b"x")
+                if sock.recv(1) == b"":
+                    connections.remove(sock)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                connections.remove(sock)
+        if not connections:
+            return
+    raise AssertionError(f"{len(connections)} connections are still open")
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_ports_that_are_none(port: int):
+    """What is no port is refused with the value, also for metrics, which else move to a free one."""
+    sentence = f"a port must lie in 0..65535, got {port}"
+
+    with pytest.raises(ConfigError, match=sentence):
+        serve_pages({}, HOST, port)
+    with pytest.raises(ConfigError, match=sentence):
+        serve_metrics(make_registry(), HOST, port)
+
+
 def test_taken_port():
     """A port that is taken is refused with the address and the cure."""
     with socket.create_server((HOST, 0)) as taken, pytest.raises(ConfigError, match="0 takes a free one"):

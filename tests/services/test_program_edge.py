@@ -40,6 +40,17 @@ def test_a_bug_keeps_its_traceback():
         main([])
 
 
+def test_a_closed_pipe_passes_through():
+    """Whether it was the reader of stdout who left is for the `samix` command to say."""
+
+    @program
+    def main(argv=None):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        main([])
+
+
 @pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (3, 3)])
 def test_status_of_a_program_that_returns(returned, status):
     """Returning nothing is success; a number is the exit status."""

@@ -1,13 +1,19 @@
 import json
+import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from shard_making import encoded, noise, real_data, write_noise_shards, write_tar
 
 from samix.errors import ShardError
-from services.shards.index import expand, open_shards
+from services.shards.index import escape, expand, open_shards
 from services.shards.reader import MAX_OPEN_SHARDS, SampleReader, count_classes
 from services.shards.tar import scan_shard
+
+IMAGE = encoded(noise(0))
 
 
 def test_patterns_become_sorted_files(tmp_path):
@@ -40,6 +46,34 @@ def test_a_pattern_that_names_nothing_is_refused(tmp_path, pattern, words):
 
     with pytest.raises(ShardError, match=words):
         open_shards(f"{tmp_path}/{pattern}")
+
+
+@pytest.mark.parametrize("folder", ["q[1]", "q{a,b}", "q{", "what?*", "a\\b"])
+def test_a_path_that_exists_is_taken_literally(tmp_path, folder):
+    """A path to a shard names it, whatever a glob or braces would make of its folder."""
+    tmp_path.joinpath(folder).mkdir()
+    path = write_tar(tmp_path / folder / "a.tar", {"1.png": IMAGE, "1.cls": b"1"})
+
+    assert expand(str(path)) == [path]
+
+
+def test_braces_may_stand_in_a_folder_with_brackets(tmp_path):
+    """What braces expand to is taken literally too where it exists."""
+    tmp_path.joinpath("q[1]").mkdir()
+    write_noise_shards(tmp_path / "q[1]", [1, 1])
+
+    assert len(expand(f"{tmp_path}/q[1]/noise-{{000000..000001}}.tar")) == 2
+
+
+@given(name=st.text("ab[]*?{},.!-\\", min_size=1, max_size=8).filter(lambda name: name not in (".", "..")))
+def test_an_escaped_folder_holds_its_shards(tmp_path_factory, name):
+    """A pattern inside an escaped folder finds the shards of exactly that folder."""
+    root = tmp_path_factory.mktemp("root")
+    for folder in {name, "a", "ab"}:
+        root.joinpath(folder).mkdir()
+        root.joinpath(folder, "x-0.tar").touch()
+
+    assert expand(f"{escape(root / name)}/x-*.tar") == [root / name / "x-0.tar"]
 
 
 @pytest.mark.parametrize("layout", ["ours", "list per split"])
@@ -122,6 +156,45 @@ def test_classes_are_counted_by_their_labels(tmp_path):
     assert count_classes(shards) == 7
 
 
+def test_counting_classes_reads_no_picture(tmp_path):
+    """Labels are read alone: a set of any size is counted without its pictures."""
+    size = 1 << 24
+    shards = open_shards(str(write_tar(tmp_path / "a.tar", {"1.png": bytes(size), "1.cls": b"6"})))
+
+    tracemalloc.start()
+    classes = count_classes(shards)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert classes == 7
+    assert peak < size // 2
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_names_of_other_encodings_are_read_and_shown(tmp_path, tar_format):
+    """A sample whose name is Latin-1 is read, and a message about it can be printed anywhere."""
+    path, name = tmp_path / "a.tar", b"caf\xe9".decode(errors="surrogateescape")
+    write_tar(path, {f"{name}.png": IMAGE, f"{name}.cls": b"x"}, tar_format=tar_format)
+
+    with pytest.raises(ShardError) as refusal, SampleReader(open_shards(str(path))) as reader:
+        reader.read(0)
+
+    assert str(refusal.value).startswith(r"label of sample caf\xe9 of ")
+    str(refusal.value).encode()
+
+
+def test_a_broken_sample_of_another_encoding_is_refused_by_name(tmp_path):
+    """Messages of the scan can be printed too."""
+    name = b"caf\xe9".decode(errors="surrogateescape")
+    lone = write_tar(tmp_path / "lone.tar", {f"{name}.png": IMAGE})
+    twice = write_tar(tmp_path / "twice.tar", {f"{name}.png": IMAGE, f"{name}.jpg": IMAGE, f"{name}.cls": b"1"})
+
+    with pytest.raises(ShardError, match=r"sample caf\\xe9 of .*lone.tar has no caf\\xe9.cls"):
+        scan_shard(lone)
+    with pytest.raises(ShardError, match=r"holds caf\\xe9.jpg and caf\\xe9.png for one sample"):
+        scan_shard(twice)
+
+
 def test_foreign_members_are_ignored(tmp_path):
     """Metadata, masks and nested names do not disturb a sample; extensions may be upper case."""
     image = encoded(noise(0))
@@ -134,9 +207,6 @@ def test_foreign_members_are_ignored(tmp_path):
     assert (sample.key, sample.label, sample.image) == ("a/1", 2, image)
 
 
-IMAGE = encoded(noise(0))
-
-
 @pytest.mark.parametrize(
     ("members", "words"),
     [
@@ -146,10 +216,12 @@ IMAGE = encoded(noise(0))
         ({"notes.txt": b"x"}, r"a.tar holds no samples"),
         (
             {"1.png": IMAGE, "1.cls": b"cat"},
-            r"label of sample 1 of .*a.tar must be a class number in ASCII, got b'cat'",
+            r"label of sample 1 of .*a.tar must be a class number in ASCII of at most 6 digits, got b'cat'; number",
         ),
-        ({"1.png": IMAGE, "1.cls": b"-1"}, r"must be a class number in ASCII, got b'-1'"),
-        ({"1.png": IMAGE, "1.cls": b""}, r"must be a class number in ASCII, got b''"),
+        ({"1.png": IMAGE, "1.cls": b"-1"}, r"must be a class number .*, got b'-1'"),
+        ({"1.png": IMAGE, "1.cls": b""}, r"must be a class number .*, got b''"),
+        ({"1.png": IMAGE, "1.cls": b"99999999999"}, r"must be a class number .*, got b'99999999999'; number"),
+        ({"1.png": IMAGE, "1.cls": b"9" * 5000}, r"must be a class number .*, got b'9{20}'; number"),
     ],
 )
 def test_a_broken_sample_is_refused_by_name(tmp_path, members, words):
@@ -166,6 +238,18 @@ def test_a_truncated_shard_is_refused(tmp_path, kept):
     write_noise_shards(tmp_path, [3])
     path = tmp_path / "noise-000000.tar"
     path.write_bytes(path.read_bytes()[:kept])
+
+    with pytest.raises(ShardError, match="again"):
+        scan_shard(path)
+
+
+@pytest.mark.parametrize("size", [1 << 40, (1 << 63) - 1, 1 << 70, -1, -(1 << 70)])
+def test_a_header_with_an_impossible_size_is_refused(tmp_path, size):
+    """A member that claims more bytes than there are, or fewer than none, is an error of the shard."""
+    member = tarfile.TarInfo("1.png")
+    member.size = size
+    path = tmp_path / "a.tar"
+    path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
 
     with pytest.raises(ShardError, match="again"):
         scan_shard(path)

@@ -68,6 +68,26 @@ def test_an_image_folder_keeps_its_bytes(photos, tmp_path):
     }
 
 
+def test_hidden_files_are_no_pictures(photos):
+    """What macOS and editors leave beside pictures (._0.jpg, .DS_Store) is not taken for one."""
+    (photos / "cat" / "._0.jpg").write_bytes(b"\0\5\x16\7")
+
+    source = image_folder(photos)
+
+    assert len(source.splits["train"]) == 5
+
+
+def test_the_summary_names_a_pattern_that_finds_the_shards(photos, tmp_path, capsys):
+    """The pattern that is printed can be pasted, also where folder or set have brackets in their names."""
+    root, out = photos.rename(tmp_path / "photos{1}"), tmp_path / "q[1]"
+
+    status = main([f"imagefolder:{root}", "--out", str(out)])
+
+    pattern = capsys.readouterr().out.split()[-1]
+    assert status == 0
+    assert open_shards(pattern).total == 5
+
+
 def test_split_folders_become_splits(photos, tmp_path):
     """Folders called like splits are splits, with one numbering of classes over all of them."""
     root = tmp_path / "root"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
-from training import write_pictures
+from training import picture, write_pictures, write_shard
 
 from trainer.gallery import main
 
@@ -28,6 +28,15 @@ def test_draws_mixes_and_masks(artefact: Path, shard: str, tmp_path: Path):
         assert pixels.std() > 0.05
 
 
+def test_reads_only_what_it_draws(artefact: Path, tmp_path: Path):
+    """Thumbnails need no labels: a set is not read through to draw some of it."""
+    samples = {number: (picture(number), 0) for number in range(200)}
+    shard = write_shard(tmp_path / "a.tar", {**samples, 7: (b"no picture", -1)})
+    flags = ["--mixer", str(artefact), "--data", shard, "--out", str(tmp_path / "gallery.png"), "--device", "cpu"]
+
+    assert main([*flags, "--pairs", "1"]) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -38,6 +47,7 @@ def test_draws_mixes_and_masks(artefact: Path, shard: str, tmp_path: Path):
         (["--pairs", "0"], "pairs must be at least 1, got 0"),
         (["--lams", "0.5", "1.5"], "lams must lie in [0, 1]"),
         (["--image-size", "4"], "8 to 1024"),
+        (["--image-size", "-16"], "8 to 1024"),
     ],
 )
 def test_refuses(

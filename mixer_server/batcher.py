@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mixer_server.job import GroupKey, Job
+from mixer_server.limits import check_seconds
 from samix.errors import ConfigError, MixerOverloaded, MixerTimeout, MixerUnavailable
 
 SHUTTING_DOWN = "server is shutting down"
@@ -27,8 +28,8 @@ class BatchingConfig:
     """Requests are computed together up to so many images; a larger request goes alone. Large passes are slower on a
     CPU, raise it on a large GPU."""
     max_attention_mib: int = 1024
-    """Most memory for the attention of one pass, in MiB; an image of n tokens needs 4 n^2 bytes. Large images make
-    smaller passes."""
+    """Most memory for the attention scores of one pass, in MiB: 4 n^2 bytes for an image of n tokens. Their softmax
+    takes as much again. Large images make smaller passes."""
     max_queue_images: int = 4096
     """Most images that wait; requests beyond are refused with a hint when to come again. Eight trainers with four
     batches of 64 in flight keep 2048 waiting."""
@@ -41,8 +42,8 @@ class BatchingConfig:
             raise ConfigError(f"batching.max-attention-mib must be at least 1, got {self.max_attention_mib}")
         if self.max_images < 1:
             raise ConfigError(f"batching.max-images must be at least 1, got {self.max_images}; 1 groups nothing")
-        if not self.max_queue_delay_s >= 0:
-            raise ConfigError(f"batching.max-queue-delay-s must be >= 0, got {self.max_queue_delay_s}; 0 never waits")
+        if self.max_queue_delay_s != 0:  # which never waits
+            check_seconds("batching.max-queue-delay-s", self.max_queue_delay_s)
 
 
 class Batcher:
@@ -70,6 +71,12 @@ class Batcher:
         """Images that wait."""
         with self._changed:
             return self._count_images()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of pixels that wait."""
+        with self._changed:
+            return sum(job.call.pixels.nbytes for queue in self._queues.values() for job in queue)
 
     def max_pass_images(self, tokens: int) -> int:
         """Count how many images of so many tokens fit into the memory of a pass; 0 if not even one does."""

@@ -1,4 +1,4 @@
-"""`samix serve`: host mixers for trainers over gRPC."""
+"""Host mixers for trainers over gRPC."""
 
 from collections.abc import Sequence
 

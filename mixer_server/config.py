@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from mixer_server.batcher import BatchingConfig
+from mixer_server.limits import check_seconds
 from mixer_server.servicer import RequestConfig
 from samix.errors import ConfigError
 from services.logs import LogFormat
@@ -45,11 +46,9 @@ class ServerConfig:
         for name in ("grpc_port", "http_port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name.replace('_', '-')} must lie in 0..65535, got {getattr(self, name)}")
-        if self.num_threads < 0 or not self.exit_timeout_s > 0:
-            raise ConfigError(
-                f"num-threads must be >= 0 and exit-timeout-s positive, got {self.num_threads} and "
-                f"{self.exit_timeout_s}"
-            )
+        if self.num_threads < 0:
+            raise ConfigError(f"num-threads must be >= 0, got {self.num_threads}; 0 leaves the choice to torch")
+        check_seconds("exit-timeout-s", self.exit_timeout_s)
         if self.requests.max_images > self.batching.max_queue_images:
             raise ConfigError(
                 f"requests.max-images ({self.requests.max_images}) must not exceed batching.max-queue-images "

@@ -14,8 +14,9 @@ from typing import NoReturn, TypeVar
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from mixer_server.metrics import UNKNOWN_MODEL, MixerMetrics
+from mixer_server.metrics import UNKNOWN, MixerMetrics
 from samix.errors import BadBatch, MixerBroken, MixerError
+from samix.mixing.frozen import FrozenMixer
 from samix.status import STATUS_OF, to_status
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,14 @@ class Call:
 
     context: grpc.ServicerContext
     """Deadline and cancellation."""
-    model: str = UNKNOWN_MODEL
-    """Name of the hosted mixer it is about, for the metrics; set by the method once it knows."""
+    model: str = UNKNOWN
+    """Name of the hosted mixer it is about, for the metrics."""
+    version: str = UNKNOWN
+    """Version of that mixer."""
+
+    def is_about(self, mixer: FrozenMixer) -> None:
+        """Note which hosted mixer it is about; for the method, once it knows."""
+        self.model, self.version = mixer.name, mixer.version
 
 
 Method = Callable[[bytes, Call], bytes]
@@ -81,7 +88,7 @@ class Edge:
             log.exception("call_failed", extra={"method": name})
             _abort(context, MixerBroken("the server failed on this request; its log has the reason"))
         finally:
-            self._metrics.requests.labels(call.model, name, code.name).inc()
+            self._metrics.requests.labels(call.model, call.version, name, code.name).inc()
             self._metrics.request_duration.labels(name).observe(time.perf_counter() - started_s)
         self._metrics.sent_bytes.labels(name).inc(len(reply))
         return reply

@@ -1,6 +1,7 @@
 """The mixers a server hosts, by name."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from samix.errors import ArtefactError, ConfigError, MixerNotFound
@@ -11,9 +12,11 @@ from samix.mixing.frozen import FrozenMixer
 class Registry:
     """Hosted mixers, at least one, of different names. Use `open_registry` to read them from files."""
 
-    def __init__(self, mixers: Sequence[FrozenMixer]) -> None:
+    def __init__(self, mixers: Sequence[FrozenMixer], load_durations_s: Mapping[str, float] | None = None) -> None:
         self.mixers = sorted(mixers, key=lambda mixer: mixer.name)
         """Sorted by name."""
+        self.load_durations_s = load_durations_s or {}
+        """How long it took to read each one that comes from a file, in seconds, by name."""
         self._by_name = {mixer.name: mixer for mixer in mixers}
 
     def find(self, name: str, version: str = "") -> FrozenMixer:
@@ -49,16 +52,19 @@ def open_registry(paths: Sequence[Path], device: str) -> Registry:
     if not files:
         raise ConfigError("name at least one mixer: --mixers FILE_OR_FOLDER...")
     origins: dict[str, Path] = {}
+    durations_s: dict[str, float] = {}
     mixers = []
     for file in files:
+        started_s = time.monotonic()
         mixer = load_mixer(file, device)
+        durations_s[mixer.name] = time.monotonic() - started_s
         if mixer.name in origins:
             raise ConfigError(
                 f"{file} and {origins[mixer.name]} both hold a mixer called {mixer.name!r}; serve one of them"
             )
         origins[mixer.name] = file
         mixers.append(mixer)
-    return Registry(mixers)
+    return Registry(mixers, durations_s)
 
 
 def _files(path: Path) -> list[Path]:

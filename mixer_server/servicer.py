@@ -1,9 +1,6 @@
 """The methods of samix.mixer.v1.MixerService: reads requests, refuses what cannot be served, waits for the engine."""
 
-import threading
-from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -11,13 +8,16 @@ import grpc
 from mixer_server.batcher import Batcher
 from mixer_server.edge import Call, Edge, parse
 from mixer_server.job import GroupKey, Job
+from mixer_server.limits import check_seconds
 from mixer_server.metrics import MixerMetrics
 from mixer_server.readiness import SERVICE, Readiness
 from mixer_server.registry import Registry
-from samix.errors import BadBatch, ConfigError, MixerCancelled, MixerOverloaded, MixerTimeout
+from samix.errors import BadBatch, ConfigError, MixerCancelled, MixerTimeout
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer
 from samix.wire import MixCall, MixReply, decode_request, encode_rendering, encode_response
+
+_GRPC_MAX_MIB = 2047  # its sizes are signed 32-bit numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,16 +27,26 @@ class RequestConfig:
     max_images: int = 256
     """Most images in one request; at most batching.max-queue-images."""
     max_message_mib: int = 64
-    """Largest message that is read, in MiB: 256 images of 224 pixels are 37."""
+    """Largest message that is read, in MiB: 256 images of 224 pixels are 37. gRPC reads 2047 at most."""
+    max_upload_s: float = 30.0
+    """Longest a call may take to send its message, in seconds; it is cancelled then."""
     max_wait_s: float = 60.0
     """Longest a request waits for its answer, in seconds, whatever deadline its caller has set."""
     max_in_flight: int = 64
-    """Most Mix calls answered at once; further ones are refused with a hint when to come again."""
+    """Most calls of one method at once, from their headers to their answer; further ones are refused with a hint when
+    to come again."""
 
     def __post_init__(self) -> None:
-        for name in ("max_images", "max_message_mib", "max_wait_s", "max_in_flight"):
+        for name in ("max_images", "max_message_mib", "max_in_flight"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"requests.{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
+        if self.max_message_mib > _GRPC_MAX_MIB:
+            raise ConfigError(
+                f"requests.max-message-mib must be at most {_GRPC_MAX_MIB}, all that gRPC can read, "
+                f"got {self.max_message_mib}"
+            )
+        check_seconds("requests.max-upload-s", self.max_upload_s)
+        check_seconds("requests.max-wait-s", self.max_wait_s)
 
 
 class MixerServicer:
@@ -56,7 +66,6 @@ class MixerServicer:
         self._readiness = readiness
         self._batcher = batcher
         self._metrics = metrics
-        self._slots = threading.BoundedSemaphore(config.max_in_flight)
 
     def attach(self, server: grpc.Server, edge: Edge) -> None:
         """Answer MixerService on this server."""
@@ -66,16 +75,15 @@ class MixerServicer:
 
     def mix(self, data: bytes, call: Call) -> bytes:
         """Mix one batch."""
-        with self._slot():
-            with self._metrics.time_stage("decode"):
-                request = parse(pb.MixRequest, data)
-                mixer = self._registry.find(request.mixer, request.version)
-                call.model = mixer.name
-                self._readiness.check(mixer.name)
-                job = self._make_job(mixer, decode_request(request), self._patience_s(call.context))
-            reply = self._compute(job, call.context)
-            with self._metrics.time_stage("encode"):
-                return encode_response(reply).SerializeToString()
+        with self._metrics.time_stage("decode"):
+            request = parse(pb.MixRequest, data)
+            mixer = self._registry.find(request.mixer, request.version)
+            call.is_about(mixer)
+            self._readiness.check(mixer.name)
+            job = self._make_job(mixer, decode_request(request), self._patience_s(call.context))
+        reply = self._compute(job, call.context)
+        with self._metrics.time_stage("encode"):
+            return encode_response(reply).SerializeToString()
 
     def list_mixers(self, data: bytes, call: Call) -> bytes:  # noqa: ARG002 - every method has this signature
         """List the hosted mixers."""
@@ -86,21 +94,9 @@ class MixerServicer:
     def get_mixer(self, data: bytes, call: Call) -> bytes:
         """Describe one mixer."""
         mixer = self._registry.find(parse(pb.GetMixerRequest, data).name)
-        call.model = mixer.name
+        call.is_about(mixer)
         self._readiness.check(mixer.name)  # clients wait for a server by asking for its mixer
         return pb.GetMixerResponse(mixer=self._describe(mixer)).SerializeToString()
-
-    @contextmanager
-    def _slot(self) -> Iterator[None]:
-        # Waiting calls hold threads; those of the pool beyond max_in_flight are kept for health checks.
-        if not self._slots.acquire(blocking=False):
-            raise MixerOverloaded(
-                f"{self._config.max_in_flight} mixes are in flight, no more are taken", self._batcher.retry_after_s()
-            )
-        try:
-            yield
-        finally:
-            self._slots.release()
 
     def _make_job(self, mixer: FrozenMixer, call: MixCall, patience_s: float) -> Job:
         num_images, _, height, width = call.pixels.shape

@@ -17,6 +17,16 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def check_port(port: int) -> None:
+    """Refuse what is no port; 0 is one, the system then takes a free one.
+
+    Raises:
+        ConfigError: outside of 0..65535.
+    """
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"a port must lie in 0..65535, got {port}; 0 takes a free one")
+
+
 def refuse_address(host: str, port: int, error: OSError) -> ConfigError:
     """Make the error for an address that cannot be listened on."""
     cure = _CURES.get(error.errno or 0, "check host and port")
@@ -31,6 +41,7 @@ def check_address(host: str, port: int) -> None:
     Raises:
         ConfigError: if it cannot be listened on.
     """
+    check_port(port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a server before us may linger

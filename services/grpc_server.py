@@ -6,6 +6,8 @@ A sync server: tuned, it is as fast as asyncio here, and it does not leak on can
 import os
 import socket
 import stat
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,15 +18,18 @@ from services.addresses import check_address, format_address
 
 MIB = 1 << 20
 _MAX_CONNECTIONS = 1024
-_MAX_UNIX_PATH = 107  # bytes, of sockaddr_un
+_MAX_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes, of sockaddr_un without its final zero
 
 
-def make_server(executor: ThreadPoolExecutor, *, max_message_mib: int) -> grpc.Server:
+def make_server(
+    executor: ThreadPoolExecutor, *, max_message_mib: int, interceptors: Sequence[grpc.ServerInterceptor] = ()
+) -> grpc.Server:
     """Make a server that listens nowhere yet.
 
     Args:
         executor: threads that answer; a method that may block must leave some of them free for health checks.
         max_message_mib: largest message it receives; gRPC refuses larger ones with RESOURCE_EXHAUSTED.
+        interceptors: see every call before its handler does.
     """
     options = [
         ("grpc.so_reuseport", 0),  # otherwise a second server shares the port silently and takes half of the calls
@@ -37,7 +42,7 @@ def make_server(executor: ThreadPoolExecutor, *, max_message_mib: int) -> grpc.S
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
     ]
-    return grpc.server(executor, options=options)
+    return grpc.server(executor, interceptors=list(interceptors), options=options)
 
 
 def listen(server: grpc.Server, host: str, port: int) -> int:

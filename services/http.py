@@ -1,23 +1,25 @@
 """A few read-only pages over HTTP, for people, probes and Prometheus.
 
-The standard library's server, bounded: a fixed number of connections at once, each with a timeout, GET and HEAD only.
+The standard library's server, bounded: a fixed number of connections at once, each for a fixed time, GET and HEAD only.
 """
 
+import contextlib
 import logging
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
 
-from services.addresses import format_address, refuse_address
+from services.addresses import check_port, format_address, refuse_address
 
 log = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS = 32
-_IDLE_TIMEOUT_S = 5.0
 _POLL_INTERVAL_S = 0.1
 
 
@@ -53,14 +55,21 @@ class PageServer:
         self._thread.join()
 
 
-def serve_pages(routes: Routes, host: str, port: int) -> PageServer:
-    """Serve pages from threads of their own; port 0 takes a free one.
+def serve_pages(routes: Routes, host: str, port: int, *, max_connection_s: float = 10.0) -> PageServer:
+    """Serve pages from threads of their own.
+
+    Args:
+        routes: the pages.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        max_connection_s: how long a caller may take to ask and to read the answer; then it is cut off.
 
     Raises:
         ConfigError: if the address cannot be listened on.
     """
+    check_port(port)
     try:
-        server = _Server(routes, host, port)
+        server = _Server(routes, host, port, max_connection_s)
     except OSError as error:
         raise refuse_address(host, port, error) from error
     thread = threading.Thread(target=server.serve_forever, args=(_POLL_INTERVAL_S,), name=f"http-{port}", daemon=True)
@@ -74,10 +83,12 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = _MAX_CONNECTIONS  # of connections that wait; with the default of 5 bursts lose seconds
 
-    def __init__(self, routes: Routes, host: str, port: int) -> None:
+    def __init__(self, routes: Routes, host: str, port: int, max_connection_s: float) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.routes = routes
-        self._slots = threading.BoundedSemaphore(_MAX_CONNECTIONS)
+        self._max_connection_s = max_connection_s
+        self._lock = threading.Lock()
+        self._deadlines: dict[socket.socket, float] = {}  # of the open connections, first come first
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
@@ -85,24 +96,39 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = self.server_address[:2]  # pyright: ignore[reportAttributeAccessIssue]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)
+        if len(self._deadlines) >= _MAX_CONNECTIONS:
+            super().shutdown_request(request)
             return
+        with self._lock:
+            self._deadlines[request] = time.monotonic() + self._max_connection_s
         super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._slots.release()
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:  # before its descriptor is closed, after which another connection may have it
+            self._deadlines.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        # A timeout of the socket would bound each read, and a caller that sends a byte now and then make many of them.
+        now_s = time.monotonic()
+        with self._lock:
+            for request, deadline_s in self._deadlines.items():
+                if deadline_s <= now_s:
+                    _hang_up(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - socketserver's signature
+        if isinstance(sys.exception(), ConnectionError):  # the caller hung up, or was cut off
+            return
         log.warning("http_request_failed", extra={"peer": client_address}, exc_info=True)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # the caller has hung up itself
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
-    timeout = _IDLE_TIMEOUT_S
 
     def version_string(self) -> str:
         return "samix"

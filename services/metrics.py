@@ -13,6 +13,7 @@ from prometheus_client import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
 from samix.errors import ConfigError
+from services.addresses import check_port
 from services.http import Page, PageServer, serve_pages
 
 log = logging.getLogger(__name__)
@@ -42,8 +43,9 @@ def serve_metrics(registry: CollectorRegistry, host: str, port: int) -> PageServ
     Monitoring is no reason to stop a run, and several runs on one machine all want the same port.
 
     Raises:
-        ConfigError: if not even a free port of that host can be had.
+        ConfigError: if not even a free port of that host can be had, or the port is no port.
     """
+    check_port(port)
     routes = {"/metrics": metrics_page(registry)}
     try:
         return serve_pages(routes, host, port)

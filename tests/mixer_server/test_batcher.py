@@ -183,7 +183,7 @@ def test_conservation(arrivals: list[tuple[float, int, int, float, bool]]):
 
 
 def test_large_images_make_small_passes():
-    """The memory of a pass bounds its images: 4 bytes for each pair of tokens of each."""
+    """The memory for attention scores bounds a pass: 4 bytes for each pair of tokens of each image."""
     batcher = Batcher(BatchingConfig(max_attention_mib=16))
 
     assert batcher.max_pass_images(64) == 1024
@@ -206,7 +206,8 @@ def test_memory_bounds_a_group(batcher: Batcher):
     [
         ({"max_images": 0}, "max-images must be at least 1, got 0"),
         ({"max_attention_mib": 0}, "max-attention-mib must be at least 1, got 0"),
-        ({"max_queue_delay_s": -1.0}, "must be >= 0, got -1.0; 0 never waits"),
+        ({"max_queue_delay_s": -1.0}, "max-queue-delay-s must be positive and at most 86400 .a day., got -1.0"),
+        ({"max_queue_delay_s": math.inf}, "got inf"),
     ],
 )
 def test_refuses_settings(settings: dict, sentence: str):

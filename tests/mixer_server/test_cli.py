@@ -4,6 +4,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,13 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
-from serving import WAIT_S, ask, connect, health_of, random_call, serve, tiny_mixer
+from serving import WAIT_S, ask, connect, health_of, random_call, sample, serve, tiny_mixer
 
 from mixer_server.app import MixerServer
 from mixer_server.cli import main
 from mixer_server.config import ServerConfig
-from mixer_server.registry import Registry
+from mixer_server.registry import Registry, open_registry
+from samix.errors import ConfigError
 from samix.mixing.artefact import save_artefact
 from samix.wire import encode_request
 
@@ -129,6 +131,16 @@ def test_port_in_use(artefact: Path, capsys: pytest.CaptureFixture[str], flag: s
         (["--mixers", "x", "--grpc-port", "70000"], "grpc-port must lie in 0..65535, got 70000"),
         (["--mixers", "x", "--requests.max-images", "9999"], "(9999) must not exceed batching.max-queue-images (4096)"),
         (["--mixers", "x", "--requests.max-in-flight", "0"], "requests.max-in-flight must be positive, got 0"),
+        (
+            ["--mixers", "x", "--requests.max-message-mib", "100000"],
+            "must be at most 2047, all that gRPC can read, got",
+        ),
+        (["--mixers", "x", "--requests.max-wait-s", "inf"], "requests.max-wait-s must be positive and at most 86400"),
+        (["--mixers", "x", "--requests.max-wait-s", "nan"], "at most 86400 (a day), got nan"),
+        (["--mixers", "x", "--requests.max-upload-s", "0"], "requests.max-upload-s must be positive and at most 86400"),
+        (["--mixers", "x", "--exit-timeout-s", "inf"], "exit-timeout-s must be positive and at most 86400"),
+        (["--mixers", "x", "--exit-timeout-s", "1e12"], "at most 86400 (a day), got 1000000000000.0"),
+        (["--mixers", "x", "--num-threads", "-1"], "num-threads must be >= 0, got -1; 0 leaves the choice to torch"),
     ],
 )
 def test_refuses_flags(
@@ -195,6 +207,34 @@ def test_unix_socket_of_a_dead_server(tmp_path: Path):
     assert mode == 0o600
     assert np.array_equal(first.mask_logits, second.mask_logits)
     assert not path.exists()
+
+
+def test_load_duration_is_told(artefact: Path):
+    """The metrics say how long reading each mixer's file took."""
+    server = MixerServer(
+        ServerConfig(mixers=(), grpc_port=0, http_port=0, metrics_port=0), open_registry([artefact], "cpu")
+    )
+    server.start()
+    server.stop()
+
+    assert sample(server, "mixer_model_load_duration_seconds", model="tiny") > 0
+
+
+@pytest.mark.parametrize("excess", [0, 1])
+def test_longest_unix_socket(excess: int):
+    """A path as long as the platform allows is listened on, a longer one refused with the limit."""
+    limit = 107 if sys.platform == "linux" else 103
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        path = Path(folder) / ("x" * (limit + excess - len(folder) - 1))
+        if excess:
+            with (
+                pytest.raises(ConfigError, match=f"is longer than {limit} bytes"),
+                serve(tiny_mixer(), unix_socket=path),
+            ):
+                pass
+        else:
+            with serve(tiny_mixer(), unix_socket=path), connect(f"unix:{path}") as stub:
+                assert ask(stub, random_call()).mixer == "tiny"
 
 
 def test_metrics_port_in_use(caplog: pytest.LogCaptureFixture):

@@ -123,7 +123,7 @@ def test_metrics_agree_with_the_work(mixer: FrozenMixer):
     def value(name: str, **labels: str) -> float:
         return values[name, frozenset(labels.items())]
 
-    assert value("mixer_requests_total", model="tiny", method="Mix", code="OK") == 4
+    assert value("mixer_requests_total", **model, method="Mix", code="OK") == 4
     assert value("mixer_images_total", **model, mode="mask_logits") == 12
     assert value("mixer_images_total", **model, mode="images") == 2
     assert value("mixer_batches_total", **model) == 4

@@ -85,7 +85,7 @@ def test_health_answers_while_all_mixes_wait(crowded: tuple[MixerServer, Gate]):
 
     error = from_rpc_error(caught.value, "here")
     assert isinstance(error, MixerOverloaded)
-    assert "3 mixes are in flight" in str(error)
+    assert "3 calls of Mix are in flight" in str(error)
     assert health.status == SERVING
     assert all(np.array_equal(answer.mask_logits, answers[0].mask_logits) for answer in answers[1:])
 
@@ -154,7 +154,8 @@ def test_cancelled_work_is_dropped(crowded: tuple[MixerServer, Gate]):
         answer = replacement.result()
 
     assert answer.mixer == "tiny"
-    assert sample(server, "mixer_requests_total", model="tiny", method="Mix", code="CANCELLED") == 1
+    assert sample(server, "mixer_requests_total", model="tiny", version=answer.version, method="Mix",
+                  code="CANCELLED") == 1  # fmt: skip
     assert sample(server, "mixer_batches_total", model="tiny", version=answer.version) == 2
 
 
@@ -177,6 +178,23 @@ def test_grouped_requests_get_their_own_answers(gated: Gated):
     assert batches == 4 + 1 + 1
     for one, other in zip(alone, together, strict=False):
         assert sigmoid(other.mask_logits) == pytest.approx(sigmoid(one.mask_logits), abs=1e-3)
+
+
+def test_waiting_pixels_are_counted(crowded: tuple[MixerServer, Gate]):
+    """The metrics say how many requests, images and bytes of pixels wait."""
+    server, gate = crowded
+    with connect(server.addresses["grpc"]) as stub:
+        running = stub.Mix.future(request(), timeout=WAIT_S)
+        gate.wait_until_held()
+        waiting = stub.Mix.future(request(), timeout=WAIT_S)
+        wait_for_queue(server, 1)
+
+        sizes = [sample(server, f"mixer_queue_{unit}") for unit in ("requests", "images", "bytes")]
+        gate.open()
+        running.result()
+        waiting.result()
+
+    assert sizes == [1, 4, 4 * 3 * 32 * 32]
 
 
 def test_other_mixers_are_not_mixed_up():

@@ -191,11 +191,11 @@ def test_garbage_requests(server: MixerServer, message: pb.MixRequest):
 
 def test_unknown_names_do_not_become_labels(server: MixerServer, stub: MixerServiceStub):
     """Requests for mixers that are not there are counted under one label."""
-    before = sample(server, "mixer_requests_total", model="unknown", method="Mix", code="NOT_FOUND")
+    before = sample(server, "mixer_requests_total", model="unknown", version="unknown", method="Mix", code="NOT_FOUND")
 
     refusal(stub, request(mixer="ghost"))
 
-    after = sample(server, "mixer_requests_total", model="unknown", method="Mix", code="NOT_FOUND")
+    after = sample(server, "mixer_requests_total", model="unknown", version="unknown", method="Mix", code="NOT_FOUND")
     assert after - before == 1
 
 

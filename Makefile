@@ -40,6 +40,15 @@ PROTOS := $(wildcard protos/samix/mixer/v1/*.proto)
 protos: $(READY)  ## regenerate samix/mixer/v1 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
+bench: $(READY)  ## how much of a mixer's speed arrives through the server; ARGS=--full for 224 px as well
+	$(BIN)/python -m benchmarks.server $(ARGS)
+
+up: $(READY)  ## start a mixer server in the background with the mixers of this repository; ARGS="--grpc-port 9001"
+	@deploy/local-server.sh up $(ARGS)
+
+down:  ## stop it, after it has answered what it accepted
+	@deploy/local-server.sh down
+
 lock:  ## resolve requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-emit-index-url --constraint constraints.txt --output-file requirements.lock

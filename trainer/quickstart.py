@@ -140,6 +140,7 @@ class Quickstart:
     def _summary(self, mixed: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
         return {
             "artefact": str(self._artefact),
+            "top1": mixed["top1"],
             "remote": mixed,
             "none": plain,
             "phase_seconds": self.seconds,

@@ -49,18 +49,25 @@ up() {
         return
     fi
     mkdir -p "$state"
-    nohup .venv/bin/samix serve --mixers mixers "$@" >"$log" 2>&1 </dev/null &
+    : >"$log" # here rather than by the server: its predecessor's ready line must be gone before we look for one
+    nohup .venv/bin/samix serve --mixers mixers "$@" >>"$log" 2>&1 </dev/null &
     pid=$!
     echo "$pid" >"$pid_file"
-    trap 'kill "$pid" 2>/dev/null; rm -f "$pid_file"' EXIT
+    # shellcheck disable=SC2064 # expanded now: pid is gone when the script ends
+    trap "abandon $pid" EXIT
     within "$ready_s" is_settled "$pid" || true
     if ! ready_line; then
-        echo "error: the mixer server did not become ready within $ready_s s; the end of $log:" >&2
+        echo "error: the mixer server ended, or was not ready after $ready_s s; the end of $log:" >&2
         tail -n 5 "$log" >&2
         return 1
     fi
     trap - EXIT
     echo "make down stops it; log: $log"
+}
+
+abandon() {
+    kill "$1" 2>/dev/null || true
+    rm -f "$pid_file"
 }
 
 is_settled() { ready_line >/dev/null || ! kill -0 "$1" 2>/dev/null; }

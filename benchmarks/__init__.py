@@ -1,1 +1,1 @@
-"""Measurements that print a ratio against a peer or a limit of the same run."""
+"""Commands that measure what the texts of this project claim; each prints machine, commit and date."""

@@ -1,188 +1,167 @@
-"""How much of an in-process mixer's speed arrives through the server: images per second, served against bare.
+"""How much of a mixer's speed arrives through the server: `make bench`.
 
-Server and bare forward run on the same core with one thread, the client on another. The client does all that a trainer
-does with an answer: it renders the masks and blends its pixels.
+Bare passes and served streams take turns within each round, so that other work on the machine slows both alike: compare
+the ratio, not the images/s, between machines and days.
 """
 
-import json
-import os
-import platform
-import statistics
+import signal
+import sys
 import tempfile
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from samix import connect
-from samix.client.remote import RemoteMixer
+from benchmarks.machine import Cores, choose_cores, describe_machine, on_core
+from benchmarks.paths import DEPTH, Case, Sample, measure_bare, measure_served
+from benchmarks.server_report import Samples, summarise, table
+from samix.client.config import ClientConfig
+from samix.client.remote import RemoteMixer, connect
 from samix.errors import ConfigError
 from samix.mixing.artefact import load_mixer, save_artefact
-from samix.mixing.batch import MixPlan
-from samix.mixing.frozen import FrozenMixer, random_mixer
-from samix.mixing.plan import SAMIX_ALPHA, draw_plan, generator_for
+from samix.mixing.frozen import random_mixer
 from samix.mixing.presets import resnet18_spec, tiny_spec
 from services.cli import program
 from services.config import parse_config
 from services.malloc import tune_malloc
 from trainer.children import start_child
 from trainer.provenance import software
+from trainer.report import write_summary
 
-ROUNDS = 3
-DEPTH = 4
+_SHIPPED = Path(__file__).parents[1] / "mixers/samix-digits-r10.safetensors"
 _READY_S = 120.0
+_CLIENT = ClientConfig(deadline_s=60.0)  # a pass of 64 large pictures takes seconds on one core
+_HOW_TO_READ = f"""\
+bare         mask_logits on uint8 images in this process, on the server's core
+tcp, unix    streamed through `samix serve`, {DEPTH} batches under way; the client draws plans, sends pixels, waits for
+             logits and renders the mixed images, because all of that is what a trainer waits for
+of bare      share of the bare images/s, median over the rounds
+client core  how busy the client is; near 100 % the client is the limit, not the server
+lone         one batch at a time, from pixels to mixed images (bare: to logits)"""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig:
-    """Measure the mixer server against the same mixer in this process."""
+class BenchServerConfig:
+    """Compare a mixer behind a server with the same mixer in this process, one core each."""
 
     json: Path = Path("runs/bench/server.json")
-    """Where the figures go."""
+    """Where to write the figures; the server's log goes beside them."""
     seconds: float = 2.0
-    """Length of each measurement; every figure is the median of three."""
+    """Length of one measurement, in seconds; a round makes three for each mixer, and half as long ones of lone
+    requests."""
+    rounds: int = 3
+    """How often everything is measured; medians are shown."""
     full: bool = False
-    """Also measure ResNet-18 at 224 pixels, which takes a CPU seconds per batch."""
+    """Measure a ResNet-18 at 224 px as well."""
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 600:
-            raise ConfigError(f"seconds must lie in (0, 600], got {self.seconds}")
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One mixer at one size."""
-
-    mixer: FrozenMixer
-    side: int
-    batch_size: int
-
-    def __str__(self) -> str:
-        return f"{self.mixer.name}, {self.batch_size} x {self.side} px"
+            raise ConfigError(f"seconds must be above 0 and at most 600, got {self.seconds}")
+        if not 1 <= self.rounds <= 99:
+            raise ConfigError(f"rounds must lie in 1..99, got {self.rounds}")
+        if self.json.suffix != ".json" or self.json.is_dir():
+            raise ConfigError(f"json must name a file that ends in .json, got {str(self.json)!r}")
 
 
 @program
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `python -m benchmarks.server`."""
-    config = parse_config(BenchConfig, "bench", argv)
+    config = parse_config(BenchServerConfig, "bench server", argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, signal.default_int_handler)  # the server is stopped as after Ctrl-C
     tune_malloc()
     torch.set_num_threads(1)
     config.json.parent.mkdir(parents=True, exist_ok=True)
-    rows = [measure(case, config) for case in cases(full=config.full)]
-    about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), **software()}
-    config.json.write_text(json.dumps({**about, "rows": rows}, indent=2) + "\n")
-    print(table(rows))
-    print(
-        f"{about['machine']}, torch {about['torch']}, commit {about['commit']}, {about['date']}; also in {config.json}"
-    )
+    config.json.unlink(missing_ok=True)  # so that a failed run leaves no figures of an older one
+    report = _run(config)
+    write_summary(config.json, report)
+    print(f"\n{table(report['cases'])}\n\n{_HOW_TO_READ}\nwritten to {config.json}")
 
 
-def cases(*, full: bool) -> list[Case]:
-    """Choose what is measured."""
-    shipped = load_mixer(Path(__file__).parents[1] / "mixers/samix-digits-r10.safetensors")
-    chosen = [Case(shipped, 16, 64), Case(random_mixer(tiny_spec(), seed=0, name="random-r10"), 32, 64)]
-    return [*chosen, Case(random_mixer(resnet18_spec(), seed=0, name="random-r18"), 224, 16)] if full else chosen
-
-
-def measure(case: Case, config: BenchConfig) -> dict[str, Any]:
-    """Measure bare and served speeds in turns, and the latency of a lone request."""
-    print(f"{case} ...", flush=True)
-    images = torch.randint(0, 256, (case.batch_size, 3, case.side, case.side), dtype=torch.uint8)
-    plan = draw_plan(case.batch_size, alpha=SAMIX_ALPHA, generator=generator_for(0))
-    with serve(case.mixer) as addresses, connect(addresses["grpc"]) as tcp, connect(addresses["unix"]) as unix:
-        pin_to(1)
-        tcp.wait_ready(_READY_S)
-        speeds: dict[str, list[float]] = {"bare": [], "tcp": [], "unix": []}
-        for _ in range(ROUNDS):
-            pin_to(0)
-            speeds["bare"].append(speed(lambda: case.mixer.mask_logits(images, plan), case, config.seconds))
-            pin_to(1)
-            speeds["tcp"].append(speed(pipelined(tcp, images, plan), case, config.seconds))
-            speeds["unix"].append(speed(pipelined(unix, images, plan), case, config.seconds))
-        latencies = lone_latencies(tcp, images, plan, config.seconds)
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    return {
-        "case": str(case),
-        **{f"{name}_images_per_s": round(value, 1) for name, value in medians.items()},
-        **{f"{name}_over_bare": round(medians[name] / medians["bare"], 3) for name in ("tcp", "unix")},
-        "latency_p50_ms": round(1000 * latencies[len(latencies) // 2], 2),
-        "latency_p95_ms": round(1000 * latencies[int(len(latencies) * 0.95)], 2),
+def _run(config: BenchServerConfig) -> dict[str, Any]:
+    cores = choose_cores()
+    about = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(),
+        "versions": {**software(), "grpcio": version("grpcio")},
+        "pinned": {"client": cores.client, "server": cores.server},
+        "settings": {"seconds": config.seconds, "rounds": config.rounds, "depth": DEPTH},
     }
+    print(_headline(about), flush=True)
+    cases = _cases(full=config.full)
+    with on_core(cores.client), _serve(cases, cores, config.json.with_suffix(".log")) as targets:
+        samples = _measure(config, cases, cores, targets)
+    return {**about, "cases": [summarise(case, taken) for case, taken in zip(cases, samples, strict=True)]}
+
+
+def _cases(*, full: bool) -> list[Case]:
+    cases = [
+        Case(mixer=load_mixer(_SHIPPED), batch_size=64),
+        Case(mixer=random_mixer(tiny_spec(), seed=0, name="random-r10"), batch_size=64),
+    ]
+    if full:
+        cases.append(Case(mixer=random_mixer(resnet18_spec(), seed=0, name="random-r18"), batch_size=16))
+    return cases
 
 
 @contextmanager
-def serve(mixer: FrozenMixer) -> Iterator[dict[str, str]]:
-    """Start a server process for a mixer, on one core with one thread; yields its addresses."""
-    with tempfile.TemporaryDirectory() as folder:
-        artefact, socket = Path(folder) / f"{mixer.name}.safetensors", Path(folder) / "mixer.sock"
-        save_artefact(artefact, mixer, {"data": "none"})
-        ports = [flag for name in ("grpc", "http", "metrics") for flag in (f"--{name}-port", "0")]
-        args = ["serve", "--mixers", str(artefact), "--num-threads", "1", "--unix-socket", str(socket), *ports]
-        pin_to(0)  # inherited
-        with start_child("samix", args, Path(folder) / "server.log") as server:
-            line = server.wait_for_line("ready ", _READY_S)
-            yield dict(part.split("=", 1) for part in line.split()[1:]) | {"unix": f"unix://{socket}"}
+def _serve(cases: Sequence[Case], cores: Cores, log: Path) -> Iterator[dict[str, str]]:
+    """Host the mixers of all cases in a process of its own; yields its targets by path."""
+    print(f"starting a server with {', '.join(case.mixer.name for case in cases)} (log: {log})", flush=True)
+    with tempfile.TemporaryDirectory(prefix="samix-bench-") as name, ExitStack() as running:
+        folder = Path(name)
+        for case in cases:
+            save_artefact(folder / f"{case.mixer.name}.safetensors", case.mixer, {"data": "none"})
+        socket = folder / "mixer.sock"
+        ports = [part for port in ("grpc", "http", "metrics") for part in (f"--{port}-port", "0")]
+        args = ["serve", "--mixers", name, "--device", "cpu", "--num-threads", "1", "--unix-socket", str(socket)]
+        with on_core(cores.server):  # a child stays on the core it was started on
+            server = running.enter_context(start_child("samix", [*args, *ports], log))
+        line = server.wait_for_line("ready ", _READY_S)
+        addresses = dict(part.split("=", 1) for part in line.split()[1:])
+        yield {"tcp": addresses["grpc"], "unix": f"unix://{socket}"}
 
 
-def speed(mix: Callable[[], object], case: Case, seconds: float) -> float:
-    """Count images per second of a call that mixes one batch, after one that is not counted."""
-    mix()
-    started, batches = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        mix()
-        batches += 1
-    return batches * case.batch_size / (time.perf_counter() - started)
+def _measure(config: BenchServerConfig, cases: Sequence[Case], cores: Cores, targets: dict[str, str]) -> list[Samples]:
+    taken: list[Samples] = [{name: [] for name in ("bare", *targets)} for _ in cases]
+    for number in range(1, config.rounds + 1):
+        for case, samples in zip(cases, taken, strict=True):
+            print(f"round {number} of {config.rounds}: {case.mixer.name}", flush=True)
+            samples["bare"].append(_shown("bare", measure_bare(case, cores, config.seconds)))
+            for name, target in targets.items():
+                with _connect(case, target) as remote:
+                    samples[name].append(_shown(name, measure_served(case, remote, config.seconds)))
+    return taken
 
 
-def pipelined(remote: RemoteMixer, images: torch.Tensor, plan: MixPlan) -> Callable[[], object]:
-    """Make a call that sends one batch and collects the one sent `DEPTH` calls before."""
-    under_way = deque(remote.submit(images, plan=plan) for _ in range(DEPTH))
-
-    def mix() -> object:
-        under_way.append(remote.submit(images, plan=plan))
-        return under_way.popleft().result()
-
-    return mix
+def _connect(case: Case, target: str) -> RemoteMixer:
+    return connect(target, mixer=case.mixer.name, version=case.mixer.version, config=_CLIENT)
 
 
-def lone_latencies(remote: RemoteMixer, images: torch.Tensor, plan: MixPlan, seconds: float) -> list[float]:
-    """Time requests that are alone on the server, in seconds, sorted."""
-    latencies, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or not latencies:
-        started = time.perf_counter()
-        remote.submit(images, plan=plan).result()
-        latencies.append(time.perf_counter() - started)
-    return sorted(latencies)
+def _shown(path: str, sample: Sample) -> Sample:
+    print(f"    {path:<5}{sample.images_per_s:>10,.0f} images/s", flush=True)
+    return sample
 
 
-def pin_to(core: int) -> None:
-    """Keep this process, and children it starts from now on, on one core where there are several (Linux)."""
-    if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > core:
-        os.sched_setaffinity(0, {core})
-
-
-def machine() -> str:
-    """Describe this machine in a few words."""
-    return f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores"
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Lay the figures out for a person."""
-    head = f"{'images/s':<32}{'bare':>9}{'TCP':>9}{'ratio':>8}{'unix':>9}{'ratio':>8}{'p50 ms':>9}{'p95 ms':>9}"
-    lines = [
-        f"{row['case']:<32}{row['bare_images_per_s']:>9.0f}{row['tcp_images_per_s']:>9.0f}{row['tcp_over_bare']:>8.2f}"
-        f"{row['unix_images_per_s']:>9.0f}{row['unix_over_bare']:>8.2f}"
-        f"{row['latency_p50_ms']:>9.1f}{row['latency_p95_ms']:>9.1f}"
-        for row in rows
-    ]
-    return "\n".join([head, *lines])
+def _headline(about: dict[str, Any]) -> str:
+    machine, versions, pinned = about["machine"], about["versions"], about["pinned"]
+    if pinned["client"] is None:
+        cores = "not bound to cores: this system cannot"
+    elif pinned["client"] == pinned["server"]:
+        cores = f"client and server share core {pinned['client']}, the only one: ratios are too low"
+    else:
+        cores = f"client on core {pinned['client']}, server on core {pinned['server']}"
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']}; {cores}\n"
+        f"commit {versions['commit']}, torch {versions['torch']}, grpcio {versions['grpcio']}, {about['date']}"
+    )
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

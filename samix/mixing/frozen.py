@@ -99,11 +99,8 @@ class FrozenMixer:
         partner: Tensor | None = None,
     ) -> MixedBatch:
         """Mix one batch; see `Mixer.mix`."""
-        check_images(images)
-        check_labels(labels, len(images))
         generator = None if seed is None else generator_for(seed)
-        plan = resolve_plan(len(images), lam=lam, partner=partner, generator=generator)
-        return self._mix(images, labels, plan)
+        return self._mix(images, labels, lam, partner, generator)
 
     def stream(
         self,
@@ -114,12 +111,19 @@ class FrozenMixer:
     ) -> Iterator[MixedBatch]:
         """Mix batches in order; see `Mixer.stream`."""
         for index, (images, labels) in enumerate(batches):
-            check_images(images)
-            check_labels(labels, len(images))
-            plan = resolve_plan(len(images), lam=None, partner=None, generator=generator_for(seed, index))
-            yield self._mix(images, labels, plan)
+            yield self._mix(images, labels, None, None, generator_for(seed, index))
 
-    def _mix(self, images: Tensor, labels: Tensor | None, plan: MixPlan) -> MixedBatch:
+    def _mix(
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        lam: float | Tensor | None,
+        partner: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> MixedBatch:
+        check_images(images)
+        check_labels(labels, len(images))
+        plan = resolve_plan(len(images), lam=lam, partner=partner, generator=generator)
         return compose(images, labels, plan, self.mask_logits(images, plan), self.spec.rendering)
 
 

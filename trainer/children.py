@@ -48,6 +48,11 @@ class Child:
         if self._process.returncode != 0:
             raise ChildFailed(f"{self._what()} ended with status {self._process.returncode}{self._tail()}")
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._process.poll() is not None
+
     def wait_for_line(self, start: str, timeout_s: float) -> str:
         """Wait until it prints a line that starts so.
 

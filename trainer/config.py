@@ -6,6 +6,9 @@ from pathlib import Path
 from samix.errors import ConfigError
 from services.logs import LogFormat
 from services.shards.config import DataConfig
+from trainer.loop import Precision
+from trainer.methods.config import CoTrainingConfig
+from trainer.methods.objective import ObjectiveConfig
 from trainer.metrics import MetricsConfig
 from trainer.mixing import MixingConfig
 from trainer.model import ModelConfig
@@ -25,8 +28,14 @@ class TrainConfig:
     """The network."""
     mixing: MixingConfig = field(default_factory=MixingConfig)
     """How batches are mixed."""
+    online: CoTrainingConfig = field(default_factory=CoTrainingConfig)
+    """The mixer of policy `online`, which learns beside the classifier."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What the classifier minimises."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """How weights are updated."""
+    precision: Precision = "fp32"
+    """bf16 runs the networks under autocast; weights, losses and masks stay float32."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """The page for Prometheus."""
     resume: bool = False

@@ -1,21 +1,20 @@
-"""The training loop: steps an optimiser over mixed batches; knows neither who mixed them nor what a loss means."""
+"""The training loop: steps optimisers over batches; knows neither who mixed them nor what a loss means."""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch import nn
 
 from samix.errors import ConfigError
-from samix.mixing.batch import MixedBatch
-from samix.mixing.losses import mixed_cross_entropy
+from trainer.methods.method import Item, Losses, Method
 from trainer.metrics import TrainerMetrics
+from trainer.optimise import Update
 
-Objective = Callable[[nn.Module, MixedBatch], Tensor]
-"""What one batch costs a model, a scalar with a gradient."""
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +22,7 @@ class Step:
     """What one step of this rank did."""
 
     loss: float
-    """Of this rank's batch, before the update."""
+    """The classifier's, of this rank's batch, before the update."""
     lr: float
     """Learning rate it was made with."""
     images: int
@@ -32,52 +31,62 @@ class Step:
     """Time since the step before, in seconds."""
     waited_s: float
     """Share of that in which it was blocked waiting for its mixed batch, in seconds."""
-
-
-def classify_mixed(model: nn.Module, mixed: MixedBatch) -> Tensor:
-    """Mixed cross-entropy of a classifier."""
-    assert mixed.labels_a is not None
-    assert mixed.labels_b is not None
-    return mixed_cross_entropy(model(mixed.images), mixed.labels_a, mixed.labels_b, mixed.lam)
+    figures: Mapping[str, float]
+    """What else the method measured."""
 
 
 def train_epoch(
-    model: nn.Module,
-    batches: Iterable[MixedBatch],
-    objective: Objective,
-    optimiser: torch.optim.Optimizer,
-    schedule: LRScheduler,
+    network: nn.Module,
+    method: Method,
+    batches: Iterable[Item],
+    update: Update,
     metrics: TrainerMetrics,
+    *,
+    precision: Precision = "fp32",
 ) -> Iterator[Step]:
     """Train on every batch, one step each; the caller consumes the steps.
+
+    Args:
+        network: the method, or what DDP made of it.
+        method: what turns a batch into losses.
+        batches: what this method takes.
+        update: its optimisers.
+        metrics: where steps are counted.
+        precision: `bf16` runs the networks under autocast; weights, losses and masks stay float32.
 
     Raises:
         ConfigError: if the loss is no longer finite.
     """
-    model.train()
+    method.train()
+    device = next(method.parameters()).device.type
     last, waited_s = time.perf_counter(), metrics.waited_s
-    for mixed in batches:
-        loss = objective(model, mixed)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        lr = float(schedule.get_last_lr()[0])
-        schedule.step()
+    for item in batches:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            losses: Losses = network(item)
+        lr = update.lr
+        _check_finite(losses, lr)
+        update.apply(losses.total)
+        method.updated(item)
         step = Step(
-            loss=loss.item(),
+            loss=losses.classifier.item(),
             lr=lr,
-            images=len(mixed.images),
+            images=len(item),
             duration_s=time.perf_counter() - last,
             waited_s=metrics.waited_s - waited_s,
+            figures={name: value.item() for name, value in losses.figures.items()},
         )
         last, waited_s = time.perf_counter(), metrics.waited_s
         _count(step, metrics)
         yield step
 
 
+def _check_finite(losses: Losses, lr: float) -> None:
+    total = losses.total.item()
+    if not math.isfinite(total):
+        raise ConfigError(f"the loss became {total} at learning rate {lr:g}; lower --optimiser.lr")
+
+
 def _count(step: Step, metrics: TrainerMetrics) -> None:
-    if not math.isfinite(step.loss):
-        raise ConfigError(f"the loss became {step.loss} at learning rate {step.lr:g}; lower --optimiser.lr")
     metrics.steps.inc()
     metrics.images.inc(step.images)
     metrics.loss.set(step.loss)

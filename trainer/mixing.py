@@ -12,17 +12,19 @@ from samix.client.remote import RemoteMixer, connect
 from samix.errors import ConfigError, MixerBroken, MixerNotFound, MixerTimeout, MixerUnavailable
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.artefact import load_mixer
+from samix.mixing.classifier import Classifier
 from samix.mixing.plan import SAMIX_ALPHA
 from samix.mixing.policies import HandCraftedMixer, cutmix, mixup, no_mixing
 from samix.mixing.protocol import Mixer
 from trainer.fallback import Breaker, FailureBudget
 from trainer.metrics import TrainerMetrics
-from trainer.prefetch import BatchMixing, InProcessMixing, PlanSeed, RemoteMixing
+from trainer.prefetch import BatchMixing, InProcessMixing, PlanSeed, Prepared, RemoteMixing
 from trainer.world import World
 
 log = logging.getLogger(__name__)
 
 HandCrafted = Literal["none", "mixup", "cutmix"]
+Policy = Literal["none", "mixup", "cutmix", "local", "remote", "online"]
 
 _USUAL_ALPHA = {"none": 1.0, "mixup": 1.0, "cutmix": 1.0, "local": SAMIX_ALPHA, "remote": SAMIX_ALPHA}
 
@@ -31,8 +33,9 @@ _USUAL_ALPHA = {"none": 1.0, "mixup": 1.0, "cutmix": 1.0, "local": SAMIX_ALPHA, 
 class MixingConfig:
     """How batches are mixed."""
 
-    policy: Literal["none", "mixup", "cutmix", "local", "remote"] = "remote"
-    """`remote` asks a mixer server, `local` runs the same mixer in this process, the others need no mixer."""
+    policy: Policy = "remote"
+    """`remote` asks a mixer server, `local` runs the same mixer in this process, `online` trains one beside the
+    classifier (see --online), the others need no mixer."""
     endpoint: str = "localhost:8001"
     """Address of the mixer server: host:port, dns:///name:port or unix:///path."""
     mixer: str = ""
@@ -75,8 +78,14 @@ class MixingConfig:
 
 @contextmanager
 def open_mixing(
-    config: MixingConfig, *, seed: int, image_size: int, world: World, metrics: TrainerMetrics
-) -> Iterator[BatchMixing]:
+    config: MixingConfig,
+    *,
+    seed: int,
+    image_size: int,
+    world: World,
+    metrics: TrainerMetrics,
+    classifier: Classifier,
+) -> Iterator[BatchMixing[Prepared]]:
     """Make what mixes this rank's batches, and close it at the end.
 
     Raises:
@@ -117,7 +126,7 @@ def _in_process_mixer(config: MixingConfig, image_size: int, world: World) -> Mi
         mixer = load_mixer(config.artefact, str(world.device))
         mixer.spec.check_size(image_size, image_size)
         return mixer
-    assert config.policy != "remote"
+    assert config.policy not in ("remote", "online")
     return hand_crafted(config.policy, config.resolved_alpha)
 
 

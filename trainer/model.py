@@ -1,13 +1,10 @@
 """What is trained: a backbone with a classifier, behind the normalisation of its images."""
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 
-import torch
-from torch import nn
-
-from samix.mixing.backbone import BackboneSpec, build_backbone
-from samix.mixing.encoder import Channels, Normalise
+from samix.mixing.backbone import BackboneSpec
+from samix.mixing.classifier import Classifier
+from samix.mixing.encoder import Channels
 from samix.mixing.presets import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -23,15 +20,8 @@ class ModelConfig:
     """Standard deviation of each channel, for images in [0, 1]."""
 
 
-def build_classifier(config: ModelConfig, num_classes: int, *, seed: int) -> nn.Sequential:
-    """Build the model with random weights: float [B, 3, H, W] in [0, 1] to logits [B, K].
-
-    Args:
-        config: which network.
-        num_classes: K.
-        seed: of the weights; the same on every rank. The global random state is left as it was.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reseed the GPUs too
-        backbone = build_backbone(config.backbone, num_classes)
-    return nn.Sequential(OrderedDict(normalise=Normalise(config.mean, config.std), backbone=backbone))
+def build_classifier(config: ModelConfig, num_classes: int, *, seed: int, clean_head: bool = False) -> Classifier:
+    """Build the model with random weights, see `Classifier.build`."""
+    return Classifier.build(
+        config.backbone, num_classes, mean=config.mean, std=config.std, seed=seed, clean_head=clean_head
+    )

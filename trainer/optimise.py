@@ -1,11 +1,12 @@
-"""SGD with a warm-up and a cosine, per step."""
+"""Optimisers with a warm-up and a cosine, per step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from samix.errors import ConfigError
@@ -15,6 +16,8 @@ from samix.errors import ConfigError
 class OptimiserConfig:
     """How weights are updated."""
 
+    kind: Literal["sgd", "adamw"] = "sgd"
+    """Which optimiser."""
     lr: float = 0.1
     """Learning rate at its highest, for the global batch as configured."""
     min_lr: float = 0.0
@@ -37,11 +40,59 @@ class OptimiserConfig:
             raise ConfigError(f"optimiser.warmup_steps must be at least 0, got {self.warmup_steps}")
 
 
-def build_sgd(config: OptimiserConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
-    """Make the optimiser."""
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, nesterov=False
-    )
+class Update:
+    """Optimisers that step together, each with its schedule. The first is the classifier's."""
+
+    def __init__(self, optimisers: Sequence[torch.optim.Optimizer], schedules: Sequence[LambdaLR]) -> None:
+        self._optimisers = optimisers
+        self._schedules = schedules
+
+    @classmethod
+    def of(cls, groups: Iterable[tuple[OptimiserConfig, Iterable[nn.Parameter]]], total_steps: int) -> "Update":
+        """Make an optimiser for each group of parameters."""
+        pairs = [(config, build_optimiser(config, parameters)) for config, parameters in groups]
+        schedules = [build_schedule(config, optimiser, total_steps) for config, optimiser in pairs]
+        return cls([optimiser for _, optimiser in pairs], schedules)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the classifier at the next step."""
+        return float(self._schedules[0].get_last_lr()[0])
+
+    def apply(self, loss: Tensor) -> None:
+        """Do one backward and one step of everything."""
+        for optimiser in self._optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimiser, schedule in zip(self._optimisers, self._schedules, strict=True):
+            optimiser.step()
+            schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes up again."""
+        return {
+            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
+            "schedules": [schedule.state_dict() for schedule in self._schedules],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state of an earlier run.
+
+        Raises:
+            ValueError: if it has other optimisers or parameters.
+        """
+        for mine, theirs in zip(self._optimisers, state["optimisers"], strict=True):
+            mine.load_state_dict(theirs)
+        for mine, theirs in zip(self._schedules, state["schedules"], strict=True):
+            mine.load_state_dict(theirs)
+
+
+def build_optimiser(config: OptimiserConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Make the optimiser of the parameters that learn."""
+    learned = [parameter for parameter in parameters if parameter.requires_grad]
+    if config.kind == "adamw":
+        return torch.optim.AdamW(learned, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(learned, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def build_schedule(config: OptimiserConfig, optimiser: torch.optim.Optimizer, total_steps: int) -> LambdaLR:

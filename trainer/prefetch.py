@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,12 +29,28 @@ from trainer.metrics import TrainerMetrics
 log = logging.getLogger(__name__)
 
 
-class BatchMixing(Protocol):
-    """Mixes the batches of this rank."""
+Item = TypeVar("Item", covariant=True)
 
-    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[MixedBatch]:
-        """Mix every batch of an epoch, in order, onto the device of this rank."""
+
+class BatchMixing(Protocol[Item]):
+    """Makes what a method takes of the batches of this rank."""
+
+    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[Item]:
+        """Prepare every batch of an epoch, in order, for the device of this rank."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A batch that a policy mixed."""
+
+    clean: Tensor
+    """uint8 [B, 3, H, W], the images before mixing, where the loader or the policy left them."""
+    mixed: MixedBatch
+    """On the device of this rank."""
+
+    def __len__(self) -> int:
+        return len(self.clean)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +85,7 @@ class InProcessMixing:
         self._device = device
         self._metrics = metrics
 
-    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[MixedBatch]:
+    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[Prepared]:
         """Mix every batch of an epoch; see `BatchMixing`."""
         for step, batch in enumerate(batches):
             started = time.perf_counter()
@@ -78,7 +94,7 @@ class InProcessMixing:
             seed = self._plans.seed(epoch, step)
             mixed = self._mixer.mix(images, labels, seed=seed, lam=plan.lam, partner=plan.partner)
             self._metrics.waited(time.perf_counter() - started)
-            yield mixed
+            yield Prepared(clean=images, mixed=mixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +134,7 @@ class RemoteMixing:
         self._is_lost = False
         self._last_error: MixerError | None = None
 
-    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[MixedBatch]:
+    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[Prepared]:
         """Mix every batch of an epoch; see `BatchMixing`.
 
         Raises:
@@ -147,7 +163,7 @@ class RemoteMixing:
             pending = self._remote.submit(batch.images, batch.labels, plan=plan)
         return _Sent(batch, seed, self._breaker.now(), pending)
 
-    def _receive(self, sent: _Sent) -> MixedBatch:
+    def _receive(self, sent: _Sent) -> Prepared:
         started = time.perf_counter()
         mixed = self._answer(sent)
         if mixed is None:
@@ -157,7 +173,7 @@ class RemoteMixing:
             images, labels = _to_device(sent.batch, self._device)
             mixed = self._fallback.mix(images, labels, seed=sent.seed)
         self._metrics.waited(time.perf_counter() - started)
-        return mixed
+        return Prepared(clean=sent.batch.images, mixed=mixed)
 
     def _answer(self, sent: _Sent) -> MixedBatch | None:
         if sent.pending is None:

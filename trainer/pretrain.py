@@ -1,17 +1,15 @@
 """Pretrain a SAMix mixer beside a classifier and write it as an artefact."""
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from statistics import fmean
 
-from tqdm import tqdm
+import torch
 
-from samix.errors import ConfigError
-from samix.mixing.artefact import check_artefact_path, save_artefact
-from samix.mixing.online import MixerLoss
-from samix.mixing.spec import MixerSpec
+from samix.mixing.artefact import check_artefact_path
+from samix.mixing.plan import derive_seed
 from services.cli import program
 from services.config import parse_recipe, write_resolved
 from services.logs import setup_logging
@@ -20,15 +18,18 @@ from services.shards.config import DataConfig
 from services.shards.index import open_shards
 from services.shards.loader import TrainLoader, train_loader
 from services.shards.reader import count_classes
-from trainer.cotraining import CoTraining
+from trainer.export import Origin, export_mixer
+from trainer.loop import train_epoch
+from trainer.methods.online import CoTraining
+from trainer.metrics import TrainerMetrics
+from trainer.model import build_classifier
+from trainer.optimise import Update
+from trainer.planning import Planning
 from trainer.pretrain_config import PRETRAIN_RECIPES, PretrainConfig
-from trainer.provenance import software
-from trainer.quality import mask_quality
+from trainer.report import RunLog, average_figures, follow
+from trainer.world import World, choose_device
 
 log = logging.getLogger(__name__)
-
-TRIVIAL_SPREAD = 0.02
-"""Masks whose spatial standard deviation stays below this are a constant blend: Mixup at the price of a network."""
 
 
 @program
@@ -48,74 +49,70 @@ def pretrain(recipe: str, config: PretrainConfig) -> None:
         InputError: for whatever is wrong with config or data.
     """
     check_artefact_path(config.out)
-    _check_image_size(config.mixer, config.loading.image_size)
+    world = World(rank=0, local_rank=0, size=1, device=choose_device(config.device))
     num_classes = config.num_classes or count_classes(open_shards(config.data))
     data = DataConfig(**asdict(config.loading), train=config.data, val=config.data, num_classes=num_classes)
     with train_loader(data, seed=config.seed) as loader:
-        training = CoTraining.prepare(config, num_classes, config.epochs * loader.steps_per_epoch)
+        method = _co_training(config, num_classes, config.epochs * loader.steps_per_epoch).to(world.device)
+        update = method.build_update(config.optimiser, config.online.mixer_optimiser)
+        planning = Planning(
+            config=config.online,
+            run_seed=config.seed,
+            rank=0,
+            steps_per_epoch=loader.steps_per_epoch,
+            device=world.device,
+        )
         for epoch in range(config.epochs):
-            _epoch(config, training, loader, epoch)
-        sample = next(iter(loader)).images
-    mixer = training.online.freeze(config.mixer_name)
-    quality = mask_quality(mixer, sample, seed=config.seed)
-    figures = {"lam_error": f"{quality.mean_error:.4f}", "spread": f"{quality.mean_spread:.4f}"}
-    settings = {"epochs": str(config.epochs), "seed": str(config.seed)}
+            _epoch(config, method, update, planning, loader, epoch, world)
+        pictures = next(iter(loader)).images
     write_resolved(config, config.out.with_suffix(".config.json"))
-    provenance = {"data": config.data.rpartition("/")[2], "recipe": recipe, **settings, **figures, **software()}
-    save_artefact(config.out, mixer, provenance)
-    log.info("artefact", extra={"path": str(config.out), "mixer": mixer.name, "version": mixer.version, **figures})
+    origin = Origin(recipe=recipe, data=config.data, epochs=config.epochs, seed=config.seed)
+    export_mixer(config.out, method.online.freeze(config.mixer_name), pictures, origin)
 
 
-def _check_image_size(spec: MixerSpec, image_size: int) -> None:
-    if spec.image_size != image_size:  # the artefact would tell another size than it was trained on
-        raise ConfigError(
-            f"mixer.image_size is {spec.image_size}, loading.image_size is {image_size}; give both the same value"
-        )
-    spec.check_size(image_size, image_size)
-
-
-def _epoch(config: PretrainConfig, training: CoTraining, loader: TrainLoader, epoch: int) -> None:
-    loader.set_epoch(epoch)
-    started = time.monotonic()
-    first = epoch * loader.steps_per_epoch
-    means = _Means()
-    on_terminal = sys.stderr.isatty()
-    bar = tqdm(loader, total=loader.steps_per_epoch, desc=f"epoch {epoch + 1}", disable=not on_terminal, leave=False)
-    for number, batch in enumerate(bar, start=1):
-        means.add(*training.step(batch, first + number - 1))
-        if number % config.log_every == 0 and not on_terminal:
-            log.info("step", extra={"epoch": epoch + 1, "step": number, "of": loader.steps_per_epoch, **means.row()})
-    gamma = round(training.online.block.gamma.item(), 3)
-    seconds = round(time.monotonic() - started, 1)
-    log.info(
-        "epoch", extra={"epoch": epoch + 1, "of": config.epochs, **means.row(), "gamma": gamma, "seconds": seconds}
+def _co_training(config: PretrainConfig, num_classes: int, total_steps: int) -> CoTraining:
+    classifier = build_classifier(
+        config.model, num_classes, seed=config.seed, clean_head=config.online.mode == "openmixup"
     )
-    if means.spread < TRIVIAL_SPREAD and epoch >= config.epochs // 2:
-        log.warning(
-            "masks_still_trivial",
-            extra={"spread": round(means.spread, 4), "cure": "train longer, or lower --online.momentum"},
+    spec = config.online.mixer_spec(config.model, config.loading.image_size)
+    return CoTraining.build(
+        classifier, spec, config.online, config.objective, seed=config.seed, total_steps=total_steps
+    )
+
+
+def _epoch(
+    config: PretrainConfig,
+    method: CoTraining,
+    update: Update,
+    planning: Planning,
+    loader: TrainLoader,
+    epoch: int,
+    world: World,
+) -> None:
+    started = time.monotonic()
+    torch.manual_seed(derive_seed(config.seed, "dropout", epoch))  # dropout draws from torch's global generator
+    loader.set_epoch(epoch)
+    steps = train_epoch(
+        method, method, planning.epoch(epoch, loader), update, TrainerMetrics(0), precision=config.precision
+    )
+    shown = list(
+        follow(
+            steps,
+            epoch=epoch,
+            total=loader.steps_per_epoch,
+            every=config.log_every,
+            run_log=RunLog(config.out.parent, is_writer=False),
+            world=world,
         )
-
-
-@dataclass
-class _Means:
-    """Averages of an epoch so far."""
-
-    steps: int = 0
-    loss: float = 0.0
-    mixer_loss: float = 0.0
-    lam_error: float = 0.0
-    spread: float = 0.0
-
-    def add(self, student_loss: float, mixer: MixerLoss) -> None:
-        self.steps += 1
-        for name, value in (
-            ("loss", student_loss),
-            ("mixer_loss", mixer.classification),
-            ("lam_error", mixer.lam_error),
-            ("spread", mixer.spread),
-        ):
-            setattr(self, name, getattr(self, name) + (value - getattr(self, name)) / self.steps)
-
-    def row(self) -> dict[str, float]:
-        return {name: round(getattr(self, name), 4) for name in ("loss", "mixer_loss", "lam_error", "spread")}
+    )
+    figures = average_figures(shown)
+    row = {
+        "epoch": epoch + 1,
+        "of": config.epochs,
+        "loss": round(fmean(step.loss for step in shown), 4),
+        **figures,
+        "gamma": round(method.online.block.gamma.item(), 3),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    log.info("epoch", extra=row)
+    method.epoch_done(figures, progress=(epoch + 1) / config.epochs)

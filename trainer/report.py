@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -77,6 +78,11 @@ def follow(
             yield step
 
 
+def average_figures(steps: Sequence[Step]) -> dict[str, float]:
+    """Average what else the method measured."""
+    return {name: round(fmean(step.figures[name] for step in steps), 4) for name in steps[0].figures}
+
+
 def write_summary(path: Path, summary: Row) -> None:
     """Write the summary in one piece: whoever waits for the file finds it whole."""
     temporary = path.with_suffix(".json.partial")
@@ -133,4 +139,5 @@ def _average(steps: list[Step], *, epoch: int, step: int, world_size: int) -> Ro
         "lr": round(steps[-1].lr, 6),
         "wait_share": round(sum(s.waited_s for s in steps) / seconds, 4),
         "images_per_s": round(world_size * sum(s.images for s in steps) / seconds, 1),
+        **average_figures(steps),
     }

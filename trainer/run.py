@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -14,48 +13,25 @@ import torch
 from prometheus_client import generate_latest
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.sgd import SGD
 
 from samix.errors import ConfigError
+from samix.mixing.plan import derive_seed
 from services.addresses import format_address
 from services.config import write_resolved
 from services.metrics import serve_metrics
-from services.shards.loader import EvalLoader, TrainLoader, eval_loader, train_loader
-from trainer.checkpoint import load_checkpoint, save_checkpoint
+from services.shards.loader import eval_loader, train_loader
 from trainer.config import TrainConfig
 from trainer.evaluate import Accuracy, evaluate
-from trainer.loop import classify_mixed, train_epoch
+from trainer.export import Origin
+from trainer.loop import train_epoch
+from trainer.methods.build import build_method, open_batches
 from trainer.metrics import TrainerMetrics
-from trainer.mixing import open_mixing
-from trainer.model import build_classifier
-from trainer.optimise import build_schedule, build_sgd
-from trainer.prefetch import BatchMixing
-from trainer.report import Row, RunLog, draw_curves, follow, write_summary
+from trainer.report import RunLog, average_figures, draw_curves, follow, write_summary
+from trainer.state import Run, restore, save
+from trainer.summary import FALLBACKS, summarise
 from trainer.world import World, join_world
 
 log = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint.pt"
-
-_FALLBACKS = "mixer_client_fallback_total"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Run:
-    """What one rank's run is made of."""
-
-    config: TrainConfig
-    world: World
-    metrics: TrainerMetrics
-    train: TrainLoader
-    val: EvalLoader
-    model: nn.Module
-    """The bare classifier; what is trained may be wrapped around it."""
-    optimiser: SGD
-    schedule: LambdaLR
-    mixing: BatchMixing
-    run_log: RunLog
 
 
 def run(recipe: str, config: TrainConfig) -> None:
@@ -89,155 +65,106 @@ def _prepare_out(out: Path, world: World) -> None:
 
 
 @contextmanager
-def _open(config: TrainConfig, world: World, metrics: TrainerMetrics) -> Iterator[_Run]:
+def _open(config: TrainConfig, world: World, metrics: TrainerMetrics) -> Iterator[Run]:
     pin = world.device.type == "cuda"
     with (
         train_loader(config.data, seed=config.seed, rank=world.rank, world_size=world.size, pin_memory=pin) as train,
         eval_loader(config.data, rank=world.rank, world_size=world.size, pin_memory=pin) as val,
-        open_mixing(
-            config.mixing, seed=config.seed, image_size=config.data.image_size, world=world, metrics=metrics
-        ) as mixing,
     ):
-        model = build_classifier(config.model, config.data.num_classes, seed=config.seed).to(world.device)
-        optimiser = build_sgd(config.optimiser, model.parameters())
-        yield _Run(
-            config=config,
-            world=world,
-            metrics=metrics,
-            train=train,
-            val=val,
-            model=model,
-            optimiser=optimiser,
-            schedule=build_schedule(config.optimiser, optimiser, config.epochs * train.steps_per_epoch),
-            mixing=mixing,
-            run_log=RunLog(config.out, is_writer=world.is_main),
-        )
+        total_steps = config.epochs * train.steps_per_epoch
+        method, update = build_method(config, total_steps=total_steps, device=world.device)
+        with open_batches(config, method, world, metrics, steps_per_epoch=train.steps_per_epoch) as batches:
+            yield Run(
+                config=config,
+                world=world,
+                metrics=metrics,
+                train=train,
+                val=val,
+                method=method,
+                update=update,
+                batches=batches,
+                run_log=RunLog(config.out, is_writer=world.is_main),
+            )
 
 
-def _train(recipe: str, run: _Run) -> None:
+def _train(recipe: str, run: Run) -> None:
     started = time.monotonic()
     if run.world.is_main:
         write_resolved(run.config, run.config.out / "config.json")
-    first_epoch = _restore(run) if run.config.resume else 0
-    network = _wrapped(run.model, run.world)
+    first_epoch = restore(run) if run.config.resume else 0
+    network = _wrapped(run.method, run.world)
     accuracies = [_epoch(run, network, epoch) for epoch in range(first_epoch, run.config.epochs)]
-    summary = _summary(recipe, run, accuracies, time.monotonic() - started)
+    heads = {name: evaluate(run.method, run.val, run.world, head) for name, head in run.method.further_heads().items()}
+    summary = summarise(recipe, run, accuracies, heads, time.monotonic() - started)
     page = run.config.out / f"metrics-rank{run.world.rank}.txt"
     page.write_bytes(generate_latest(run.metrics.registry))
     if run.world.is_main:
+        summary |= run.method.export(run.config.out, _origin(recipe, run.config), next(iter(run.val)).images)
         draw_curves(run.config.out / "curves.png", run.run_log, f"{recipe}, mixing: {run.config.mixing.policy}")
         write_summary(run.config.out / "summary.json", summary)
         log.info("done", extra={key: summary[key] for key in ("top1", "steps", "images", "fallbacks", "seconds")})
 
 
-def _wrapped(model: nn.Module, world: World) -> nn.Module:
+def _wrapped(method: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
-        return model
+        return method
     # Of 1x1 convolutions in channels_last, whose strides are ambiguous but whose bytes lie in the same order.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    return DistributedDataParallel(model, device_ids=[world.device] if world.device.type == "cuda" else None)
+    return DistributedDataParallel(method, device_ids=[world.device] if world.device.type == "cuda" else None)
 
 
-def _epoch(run: _Run, network: nn.Module, epoch: int) -> Accuracy:
+def _epoch(run: Run, network: nn.Module, epoch: int) -> Accuracy:
     started = time.monotonic()
-    waited_s, fallen_back = run.metrics.waited_s, run.metrics.value(_FALLBACKS)
+    waited_s, fallen_back = run.metrics.waited_s, run.metrics.value(FALLBACKS)
+    # Dropout alone draws from torch's global generator: from here each epoch draws the same, also after a resume.
+    torch.manual_seed(derive_seed(run.config.seed, "dropout", epoch, run.world.rank))
     run.train.set_epoch(epoch)
-    mixed = run.mixing.epoch(epoch, run.train)
-    steps = train_epoch(network, mixed, classify_mixed, run.optimiser, run.schedule, run.metrics)
-    shown = follow(
-        steps,
-        epoch=epoch,
-        total=run.train.steps_per_epoch,
-        every=run.config.log_every,
-        run_log=run.run_log,
-        world=run.world,
+    steps = train_epoch(
+        network,
+        run.method,
+        run.batches.epoch(epoch, run.train),
+        run.update,
+        run.metrics,
+        precision=run.config.precision,
     )
-    losses = [step.loss for step in shown]
+    shown = list(
+        follow(
+            steps,
+            epoch=epoch,
+            total=run.train.steps_per_epoch,
+            every=run.config.log_every,
+            run_log=run.run_log,
+            world=run.world,
+        )
+    )
     seconds = time.monotonic() - started
     wait_shares = run.world.gather((run.metrics.waited_s - waited_s) / seconds)
-    fallbacks = torch.tensor(round(run.metrics.value(_FALLBACKS) - fallen_back))
-    run.world.share_buffers(run.model)  # each rank's last step left its own; evaluated is what rank 0 saves
-    accuracy = evaluate(run.model, run.val, run.world)
+    fallbacks = torch.tensor(round(run.metrics.value(FALLBACKS) - fallen_back))
+    run.world.share_buffers(run.method)  # each rank's last step left its own; evaluated is what rank 0 saves
+    accuracy = evaluate(run.method, run.val, run.world, run.method.classifier)
+    figures = average_figures(shown)
     row = {
         "epoch": epoch + 1,
-        "loss": round(sum(losses) / len(losses), 4),
+        "loss": round(sum(step.loss for step in shown) / len(shown), 4),
         "top1": round(accuracy.top1, 5),
         "top5": round(accuracy.top5, 5),
-        "images_per_s": round(len(losses) * run.config.data.global_batch / seconds, 1),
+        "images_per_s": round(len(shown) * run.config.data.global_batch / seconds, 1),
         "wait_share": round(max(wait_shares), 4),  # the slowest rank holds up all
         "fallbacks": int(run.world.total(fallbacks)),
+        **figures,
     }
     run.run_log.write("epoch", **row)
     run.metrics.epoch.set(epoch + 1)
     run.metrics.accuracy.set(accuracy.top1)
     if run.world.is_main:
         log.info("epoch", extra={**row, "of": run.config.epochs})
-        _save(run, epoch)
+        run.method.epoch_done(figures, progress=(epoch + 1) / run.config.epochs)
+        save(run, epoch)
     return accuracy
 
 
-def _restore(run: _Run) -> int:
-    """Take up the state of the last saved epoch; returns the number of epochs that are done."""
-    path = run.config.out / CHECKPOINT
-    state = load_checkpoint(path)
-    done: int = state["epoch"]
-    if state["seed"] != run.config.seed:
-        raise ConfigError(f"{path} was trained with seed {state['seed']}, got --seed {run.config.seed}; use the same")
-    if done >= run.config.epochs:
-        raise ConfigError(f"{path} has {done} of --epochs {run.config.epochs} behind it; there is nothing to resume")
-    try:
-        run.model.load_state_dict(state["model"])
-        run.optimiser.load_state_dict(state["optimiser"])
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path} is of another model ({reason}); resume with the recipe and flags it had") from error
-    run.schedule.load_state_dict(state["schedule"])
-    run.run_log.reopen(last_epoch=done)
-    log.info("resumed", extra={"rank": run.world.rank, "checkpoint": str(path), "epochs_done": done})
-    return done
-
-
-def _save(run: _Run, epoch: int) -> None:
-    state = {
-        "epoch": epoch + 1,
-        "seed": run.config.seed,
-        "model": run.model.state_dict(),
-        "optimiser": run.optimiser.state_dict(),
-        "schedule": run.schedule.state_dict(),
-    }
-    save_checkpoint(run.config.out / CHECKPOINT, state)
-
-
-def _summary(recipe: str, run: _Run, accuracies: list[Accuracy], seconds: float) -> Row:
-    """Add up what all ranks did; every rank must call it."""
-    families = {
-        "steps": "trainer_steps_total",
-        "images": "trainer_images_total",
-        "fallbacks": _FALLBACKS,
-        "retries": "mixer_client_retries_total",
-    }
-    ranks = run.world.gather({name: int(run.metrics.value(family)) for name, family in families.items()})
-    epochs = run.run_log.of("epoch")
-    return {
-        "recipe": recipe,
-        "policy": run.config.mixing.policy,
-        "world_size": run.world.size,
-        "epochs": run.config.epochs,
-        "top1": accuracies[-1].top1,
-        "top5": accuracies[-1].top5,
-        "best_top1": max(accuracy.top1 for accuracy in accuracies),
-        "evaluated": accuracies[-1].samples,
-        "first_loss": epochs[0]["loss"],
-        "last_loss": epochs[-1]["loss"],
-        "steps": ranks[0]["steps"],
-        "images": sum(rank["images"] for rank in ranks),
-        "fallbacks": sum(rank["fallbacks"] for rank in ranks),
-        "retries": sum(rank["retries"] for rank in ranks),
-        "ranks": ranks,
-        "wait_share": sum(row["wait_share"] for row in epochs) / len(epochs),
-        "seconds": round(seconds, 1),
-        "images_per_s": round(sum(row["images_per_s"] for row in epochs) / len(epochs), 1),
-    }
+def _origin(recipe: str, config: TrainConfig) -> Origin:
+    return Origin(recipe=recipe, data=config.data.train, epochs=config.epochs, seed=config.seed)
 
 
 def _linger(seconds: float, world: World) -> None:

@@ -1,60 +1,81 @@
-"""Objectives for mixed labels and for masks. B is the batch, K the number of classes."""
+"""Objectives of the classifier for mixed labels. B is the batch, K the number of classes.
+
+Half-precision logits are compared in float32, and float64 stays float64, so that gradients can be checked numerically.
+"""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def mixed_cross_entropy(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor) -> Tensor:
-    """Cross-entropy against lam * a + (1 - lam) * b, averaged over the batch.
-
-    Args:
-        logits: [B, K].
-        labels_a: int64 [B].
-        labels_b: int64 [B].
-        lam: float32 [B], share of labels_a.
-    """
-    return _mixed_cross_entropy(logits, labels_a, labels_b, lam).mean()
+OverClasses = Literal["mean", "sum"]
+"""How the K binary losses of one image become one number; the two differ by the factor K."""
 
 
-def eta_balanced_loss(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor, eta: float) -> Tensor:
-    """What the mixer is trained on: smoothness between the two classes plus eta times discrimination from the others.
-
-    l+ + eta * l-, where l- is the mixed cross-entropy and l+ the same with a softmax over the two classes of the pair
-    alone (SAMix, arXiv:2111.15454, section 3.1). A pair of one class has no other class to lie between: l+ is left out.
+def mixed_cross_entropy(
+    logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy against lam * a + (1 - lam) * b, averaged over the batch. Mixup, arXiv:1710.09412.
 
     Args:
         logits: [B, K].
         labels_a: int64 [B].
         labels_b: int64 [B].
         lam: float32 [B], share of labels_a.
-        eta: 0.5 on small data, 0.1 on ImageNet.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1]; 0.1 for DeiT.
     """
-    pair = torch.stack([labels_a, labels_b], dim=1)
-    log_share = logits.float().gather(1, pair).log_softmax(dim=1)
-    local = -(lam * log_share[:, 0] + (1 - lam) * log_share[:, 1])
-    local = local.masked_fill(labels_a == labels_b, 0.0)
-    return (local + eta * _mixed_cross_entropy(logits, labels_a, labels_b, lam)).mean()
+    rows = cross_entropy_rows(logits, labels_a, labels_b, lam)
+    if label_smoothing:  # not 0 * uniform: a class masked by -inf would make it NaN
+        uniform = -at_least_float32(logits).log_softmax(dim=1).mean(dim=1)
+        rows = (1 - label_smoothing) * rows + label_smoothing * uniform
+    return rows.mean()
 
 
-def mask_loss(masks: Tensor, lam: Tensor, margin: float) -> Tensor:
-    """Pull each mask's mean towards lam and reward its variance: max(|mean - lam| - margin, 0) - var.
+def mixed_bce(
+    logits: Tensor,
+    labels_a: Tensor,
+    labels_b: Tensor,
+    lam: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    over_classes: OverClasses = "mean",
+) -> Tensor:
+    """Binary cross-entropy of every class against lam * a + (1 - lam) * b (ResNet strikes back, arXiv:2110.00476).
 
-    AMix, section 4 ("prior knowledge"). Computed for each image, so that two masks cannot make up for each other; the
-    variance is subtracted, hence the loss may be negative.
+    Averaged over classes and batch, as timm trained it; "sum" over the classes is what the public reference does. LAMB,
+    the optimiser of that recipe, hardly tells them apart, but with SGD the learning rate must follow.
 
     Args:
-        masks: [B, 1, H, W], share of image i.
-        lam: float32 [B].
-        margin: distance between mean and lam that costs nothing, 0.1.
+        logits: [B, K], each through a sigmoid of its own.
+        labels_a: int64 [B].
+        labels_b: int64 [B].
+        lam: float32 [B], share of labels_a.
+        label_smoothing: share of the target that is spread evenly over all classes, in [0, 1].
+        over_classes: how the classes of one image are reduced.
     """
-    pixels = masks.flatten(1)
-    distance = ((pixels.mean(dim=1) - lam).abs() - margin).clamp_min(0)
-    return (distance - pixels.var(dim=1, correction=0)).mean()
+    logits = at_least_float32(logits)
+    shares = lam.to(logits.dtype)
+    targets = torch.zeros_like(logits)
+    targets.scatter_add_(1, labels_a[:, None], shares[:, None]).scatter_add_(1, labels_b[:, None], 1 - shares[:, None])
+    targets = (1 - label_smoothing) * targets + label_smoothing / logits.shape[1]
+    return bce_of_targets(logits, targets, over_classes)
 
 
-def _mixed_cross_entropy(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor) -> Tensor:
-    log_probabilities = logits.float().log_softmax(dim=1)
+def bce_of_targets(logits: Tensor, targets: Tensor, over_classes: OverClasses) -> Tensor:
+    """Binary cross-entropy of logits [B, K] against targets [B, K] in [0, 1], averaged over the batch."""
+    classes = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return classes.sum(dim=1).mean() if over_classes == "sum" else classes.mean()
+
+
+def cross_entropy_rows(logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor) -> Tensor:
+    """Mixed cross-entropy of each image, [B]; arguments as for `mixed_cross_entropy`."""
+    log_probabilities = at_least_float32(logits).log_softmax(dim=1)
     of_a = F.nll_loss(log_probabilities, labels_a, reduction="none")
     of_b = F.nll_loss(log_probabilities, labels_b, reduction="none")
     return lam * of_a + (1 - lam) * of_b
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """Widen half precision to float32; float32 and float64 pass through uncopied."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

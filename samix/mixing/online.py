@@ -5,97 +5,68 @@
     features --> mixing block, plan 2 --> masks (no gradient) --> mixed images --> the classifier being trained
 
 The momentum copy runs in evaluation mode and follows parameters and batch-norm statistics alike, so that the mixer is
-trained with exactly the encoder it is shipped with.
+trained with exactly the encoder it is shipped with. `samix.mixing.online_openmixup` has the public reference's way.
 """
 
-import math
+import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from samix.errors import ConfigError
-from samix.mixing.backbone import build_backbone
-from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float
+from samix.mixing.adjust import adjust_masks
+from samix.mixing.batch import MixedBatch, MixPlan
 from samix.mixing.block import MixingBlock
 from samix.mixing.checksum import mixer_checksum
-from samix.mixing.encoder import Normalise, feature_index, num_feature_channels, stage_features
+from samix.mixing.classifier import Classifier
+from samix.mixing.encoder import feature_index, num_feature_channels, stage_features
 from samix.mixing.frozen import FrozenMixer, MaskNet, freeze
-from samix.mixing.losses import eta_balanced_loss, mask_loss
-from samix.mixing.plan import SAMIX_ALPHA
-from samix.mixing.render import Rendering, blend, compose, render_masks
+from samix.mixing.mixer_losses import eta_balanced_loss, mask_loss
+from samix.mixing.online_config import OnlineConfig, StepPlans
+from samix.mixing.render import blend, keep_plain, mixed_batch, upsample_masks
+from samix.mixing.schedules import ema_momentum, mask_weight
 from samix.mixing.spec import MixerSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class OnlineConfig:
-    """How the mixer is co-trained."""
-
-    alpha: float = SAMIX_ALPHA
-    """Both parameters of the Beta distribution of lam."""
-    eta: float = 0.5
-    """Weight of the global term of the loss: 0.5 on small data, 0.1 on ImageNet."""
-    mask_weight: float = 0.1
-    """Weight of the mask loss at the first step; falls linearly to 0 at the last."""
-    mask_margin: float = 0.1
-    """Distance between a mask's mean and lam that costs nothing."""
-    momentum: float = 0.999
-    """Of the momentum copy, until it rises. Short runs need 0.99, or the copy stays near its random start."""
-    momentum_end: float = 0.999999
-    """Of the momentum copy, at the last step."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.momentum <= self.momentum_end <= 1:
-            raise ConfigError(
-                f"momentum must satisfy 0 <= momentum <= momentum_end <= 1, got {self.momentum} and {self.momentum_end}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class MixerLoss:
-    """What one step of the mixer cost, and how its masks look."""
+    """What one step of the mixer cost, and how its masks look; all scalars, detached but for the first."""
 
     total: Tensor
-    """Scalar with a gradient: classification plus weighted mask loss."""
-    classification: float
+    """With a gradient: classification plus weighted mask loss."""
+    classification: Tensor
     """The eta-balanced loss."""
-    mask: float
+    mask: Tensor
     """The mask loss, before its weight."""
-    lam_error: float
+    lam_error: Tensor
     """Mean of |mean(mask) - lam|; 0 is perfect."""
-    spread: float
+    spread: Tensor
     """Mean spatial standard deviation of the masks; below 0.02 they are trivial, a constant blend."""
 
 
 class OnlineMixer(nn.Module):
     """A mixer in training: momentum classifier and mixing block."""
 
-    def __init__(self, spec: MixerSpec, config: OnlineConfig, classifier: nn.Module, block: MixingBlock) -> None:
+    def __init__(self, spec: MixerSpec, config: OnlineConfig, classifier: Classifier, block: MixingBlock) -> None:
         super().__init__()
         self.spec = spec
         self.config = config
-        self.normalise = Normalise(spec.mean, spec.std)
         self.classifier = classifier
         self.block = block
-        self._index = feature_index(classifier, spec.stage)
-        self._unmargined = Rendering(upsampling=spec.rendering.upsampling, lam_margin=0.0)
+        self._index = feature_index(classifier.backbone, spec.stage)
 
     @classmethod
-    def build(cls, spec: MixerSpec, config: OnlineConfig, student: nn.Module, num_classes: int) -> "OnlineMixer":
+    def build(cls, spec: MixerSpec, config: OnlineConfig, student: Classifier) -> "OnlineMixer":
         """Start from a copy of the classifier that will be trained, and a random block.
 
         Args:
             spec: settings of the mixer; its backbone is that of `student`.
             config: how to co-train.
-            student: the classifier, from `build_backbone`.
-            num_classes: K.
+            student: the classifier.
         """
-        classifier = build_backbone(spec.backbone, num_classes)
-        classifier.load_state_dict(student.state_dict())
-        block = MixingBlock(spec.block, num_feature_channels(student, spec.stage))
-        mixer = cls(spec, config, classifier.requires_grad_(False), block)
-        return mixer.train()
+        block = MixingBlock(spec.block, num_feature_channels(student.backbone, spec.stage))
+        return cls(spec, config, copy.deepcopy(student).requires_grad_(False), block).train()
 
     def train(self, mode: bool = True) -> "OnlineMixer":
         """Switch the block; the momentum copy always evaluates."""
@@ -105,63 +76,96 @@ class OnlineMixer(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Encode a clean batch, uint8 or [0, 1], up to the stage and no further: [B, C, h, w]."""
-        return stage_features(self.classifier, self.normalise(as_unit_float(images)), self._index)
+        """Encode a clean batch float [B, 3, H, W] in [0, 1] up to the stage and no further: [B, C, h, w]."""
+        return stage_features(self.classifier.backbone, self.classifier.normalise(images), self._index)
 
-    def loss(self, images: Tensor, labels: Tensor, features: Tensor, plan: MixPlan, progress: float) -> MixerLoss:
+    def loss(
+        self, images: Tensor, labels: Tensor, features: Tensor, plan: MixPlan, *, step: int, total_steps: int
+    ) -> MixerLoss:
         """Evaluate the mixer's objective; gradients reach the mixing block alone.
 
         Args:
-            images: [B, 3, H, W] the clean batch.
+            images: float32 [B, 3, H, W] in [0, 1], the clean batch.
             labels: int64 [B].
             features: what `features(images)` returned.
             plan: pairs and shares of the mixer's own mix.
-            progress: share of the run that is done, in [0, 1].
+            step: number of the step, from 0.
+            total_steps: steps of the whole run.
         """
-        logits = self.block(features, plan.lam, plan.partner)
-        masks = render_masks(logits, plan.lam, (images.shape[2], images.shape[3]), self._unmargined)
-        mixed = blend(as_unit_float(images), plan.partner, masks)
-        scores = self.classifier(self.normalise(mixed))
-        classification = eta_balanced_loss(scores, labels, labels[plan.partner], plan.lam, self.config.eta)
-        shape = mask_loss(masks, plan.lam, self.config.mask_margin)
+        masks = self._masks(images, features, plan)
+        logits = self.classifier(blend(images, plan.partner, masks))
+        classification = self._classification_loss(logits, labels, labels[plan.partner], plan.lam)
+        shape = self._mask_loss(masks, plan.lam)
+        weight = mask_weight(self.config.mask_schedule, self.config.mask_weight, step, total_steps)
         pixels = masks.detach().flatten(1)
         return MixerLoss(
-            total=classification + self.config.mask_weight * (1 - progress) * shape,
-            classification=classification.item(),
-            mask=shape.item(),
-            lam_error=(pixels.mean(dim=1) - plan.lam).abs().mean().item(),
-            spread=pixels.std(dim=1).mean().item(),
+            total=classification + weight * shape,
+            classification=classification.detach(),
+            mask=shape.detach(),
+            lam_error=(pixels.mean(dim=1) - plan.lam).abs().mean(),
+            spread=pixels.std(dim=1).mean(),
         )
 
     @torch.no_grad()
-    def mix(self, images: Tensor, labels: Tensor, features: Tensor, plan: MixPlan) -> MixedBatch:
-        """Mix a batch for the classifier, with the mixer as it is now and no gradient."""
-        return compose(images, labels, plan, self.block(features, plan.lam, plan.partner), self.spec.rendering)
+    def mix(self, images: Tensor, labels: Tensor, features: Tensor, plans: StepPlans) -> MixedBatch:
+        """Mix a batch for the classifier, with the mixer as it is now and no gradient.
+
+        Args:
+            images: float32 [B, 3, H, W] in [0, 1], the clean batch.
+            labels: int64 [B].
+            features: what `features(images)` returned.
+            plans: the students' is used.
+        """
+        plan = plans.students
+        masks = self._masks(images, features, plan)
+        if plans.adjusts:
+            masks = adjust_masks(masks, self._target_means(plans))
+        return mixed_batch(images, labels, plan, keep_plain(masks, plan.lam, self.spec.rendering.lam_margin))
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, momentum: float) -> None:
-        """Move the momentum copy towards the student: m * copy + (1 - m) * student, batch-norm statistics included."""
-        originals = student.state_dict()
-        pairs = [
-            (copy, originals[key]) for key, copy in self.classifier.state_dict().items() if copy.is_floating_point()
-        ]
-        copies, targets = (list(side) for side in zip(*pairs, strict=True))
-        get_ema_multi_avg_fn(momentum)(copies, targets, 0)
+    def follow(self, student: Classifier, *, step: int, total_steps: int) -> None:
+        """Move the momentum copy towards the student: m * copy + (1 - m) * student.
 
-    def momentum_at(self, progress: float) -> float:
-        """Return the momentum: constant for the first tenth, then rising with a cosine to its end."""
-        start, end = self.config.momentum, self.config.momentum_end
-        if progress < 0.1:
-            return start
-        return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
+        Args:
+            student: the classifier, after the update of this step.
+            step: number of the step, from 0.
+            total_steps: steps of the whole run.
+        """
+        momentum = ema_momentum(step, total_steps, start=self.config.momentum, end=self.config.momentum_end)
+        copies, targets = self._following(), self._originals(student)
+        get_ema_multi_avg_fn(momentum)(copies, targets, 0)
 
     @torch.no_grad()
     def freeze(self, name: str, device: str = "cpu") -> FrozenMixer:
         """Cut out what is shipped: the encoder up to its stage, and the block, in evaluation mode."""
         net = MaskNet.build(self.spec)
-        trained = self.classifier.state_dict()
+        trained = self.classifier.backbone.state_dict()
         backbone = net.encoder.backbone
         backbone.load_state_dict({key: trained[key] for key in backbone.state_dict()})
         net.block.load_state_dict(self.block.state_dict())
         sha256 = mixer_checksum(self.spec.to_json(), net.state_dict())
         return freeze(net, self.spec, name=name, sha256=sha256, device=device)
+
+    def _masks(self, images: Tensor, features: Tensor, plan: MixPlan) -> Tensor:
+        logits = self.block(features, plan.lam, plan.partner)
+        return upsample_masks(logits, (images.shape[2], images.shape[3]), self.spec.rendering.upsampling)
+
+    def _classification_loss(self, logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor) -> Tensor:
+        return eta_balanced_loss(logits, labels_a, labels_b, lam, self.config.eta)
+
+    def _mask_loss(self, masks: Tensor, lam: Tensor) -> Tensor:
+        return mask_loss(masks, lam, self.config.mask_margin, variance=self.config.mask_variance)
+
+    def _target_means(self, plans: StepPlans) -> Tensor:
+        return plans.students.lam
+
+    def _following(self) -> list[Tensor]:
+        return _floating(self.classifier)
+
+    def _originals(self, student: Classifier) -> list[Tensor]:
+        return _floating(student)
+
+
+def _floating(module: nn.Module) -> list[Tensor]:
+    """Parameters and batch-norm statistics; counters of batches are left out."""
+    return [value for value in module.state_dict().values() if value.is_floating_point()]

@@ -16,7 +16,17 @@ SAMIX_ALPHA = 2.0
 _MAX_ALPHA = 1e6  # lam is 0.5 to three digits there, and far above it numpy's sampler overflows to 0 and NaN
 
 
-def draw_plan(batch_size: int, *, alpha: float, generator: torch.Generator, per_sample: bool = False) -> MixPlan:
+_REDRAWS = 10  # a random permutation has no fixed point with probability 1/e: one in a hundred batches is shifted
+
+
+def draw_plan(
+    batch_size: int,
+    *,
+    alpha: float,
+    generator: torch.Generator,
+    per_sample: bool = False,
+    no_fixed_points: bool = False,
+) -> MixPlan:
     """Draw a pairing and mixing ratios; `generator` (on the CPU) is consumed.
 
     Args:
@@ -24,6 +34,7 @@ def draw_plan(batch_size: int, *, alpha: float, generator: torch.Generator, per_
         alpha: both parameters of the Beta distribution of lam; 2 for SAMix, 1 for Mixup on CIFAR.
         generator: where the randomness comes from.
         per_sample: draw one lam for each image instead of one for the batch.
+        no_fixed_points: pair no image with itself; has no effect on a batch of one.
 
     Raises:
         BadBatch: if `batch_size` is not positive.
@@ -33,7 +44,8 @@ def draw_plan(batch_size: int, *, alpha: float, generator: torch.Generator, per_
         raise BadBatch(f"a batch holds at least one image, got {batch_size}")
     check_alpha(alpha)
     draws = _beta(alpha, batch_size if per_sample else 1, generator)
-    return MixPlan(lam=draws.expand(batch_size).contiguous(), partner=torch.randperm(batch_size, generator=generator))
+    draw_partner = _draw_derangement if no_fixed_points else _draw_permutation
+    return MixPlan(lam=draws.expand(batch_size).contiguous(), partner=draw_partner(batch_size, generator))
 
 
 def check_alpha(alpha: float) -> None:
@@ -80,6 +92,19 @@ def derive_seed(*parts: int | str) -> int:
     plain = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)  # numpy's 7 is a 7
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
+
+
+def _draw_permutation(size: int, generator: torch.Generator) -> Tensor:
+    return torch.randperm(size, generator=generator)
+
+
+def _draw_derangement(size: int, generator: torch.Generator) -> Tensor:
+    identity = torch.arange(size)
+    for _ in range(_REDRAWS):
+        partner = _draw_permutation(size, generator)
+        if not (partner == identity).any():
+            return partner
+    return identity.roll(1)
 
 
 def _beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:

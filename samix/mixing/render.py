@@ -44,15 +44,24 @@ def render_masks(logits: Tensor, lam: Tensor, size: tuple[int, int], rendering: 
     Returns:
         float32 [B, 1, H, W] in [0, 1], the share of image i.
     """
-    if rendering.upsampling == "bilinear":
+    return keep_plain(upsample_masks(logits, size, rendering.upsampling), lam, rendering.lam_margin)
+
+
+def upsample_masks(logits: Tensor, size: tuple[int, int], upsampling: Upsampling) -> Tensor:
+    """Turn logits [B, 1, h, w] into masks float32 [B, 1, H, W], whatever their lam."""
+    if upsampling == "bilinear":
         upsampled = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
     else:
         upsampled = F.interpolate(logits.float(), size, mode="nearest")
-    masks = upsampled.sigmoid_()
-    if rendering.lam_margin == 0:
+    return upsampled.sigmoid_()
+
+
+def keep_plain(masks: Tensor, lam: Tensor, margin: float) -> Tensor:
+    """Give pairs with lam or 1 - lam up to `margin` the constant mask lam; 0 leaves all masks as they are."""
+    if margin == 0:
         return masks
     share = lam.view(-1, 1, 1, 1)
-    plain = torch.minimum(share, 1 - share) <= rendering.lam_margin
+    plain = torch.minimum(share, 1 - share) <= margin
     return torch.where(plain, share, masks)
 
 

@@ -1,0 +1,55 @@
+"""The accuracy table, on screen and as a picture."""
+
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def accuracy_table(report: dict[str, Any]) -> str:
+    """Lay out one line for each way of training: top-1 in percent of each seed, mean and spread, and its cost.
+
+    Args:
+        report: what `benchmarks.accuracy` writes as table.json.
+    """
+    seeds = [run["seed"] for run in report["ways"][0]["runs"]]
+    lines = [f"{'':<26}{''.join(f'seed {seed:<4}' for seed in seeds)}{'mean':>7} {'spread':>7} {'minutes':>8}"]
+    for way in report["ways"]:
+        accuracies = [100 * run["top1"] for run in way["runs"]]
+        cells = "".join(f"{accuracy:<9.2f}" for accuracy in accuracies)
+        minutes = fmean(run["seconds"] for run in way["runs"]) / 60
+        lines.append(f"{way['title']:<26}{cells}{fmean(accuracies):>7.2f} {_spread(accuracies):>7.2f} {minutes:>8.1f}")
+    return "\n".join([*lines, "", *_mixer_lines(report)])
+
+
+def draw_accuracies(path: Path, report: dict[str, Any]) -> None:
+    """Draw every run as a point and the mean of each way as a bar."""
+    ways = sorted(report["ways"], key=lambda way: fmean(run["top1"] for run in way["runs"]))
+    figure = Figure(figsize=(7, 0.4 * len(ways) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for height, way in enumerate(ways):
+        accuracies = [100 * run["top1"] for run in way["runs"]]
+        axes.barh(height, fmean(accuracies), color="tab:blue" if "SAMix" in way["title"] else "0.7", alpha=0.6)
+        axes.plot(accuracies, [height] * len(accuracies), "k.", markersize=6)
+        axes.text(max(accuracies), height, f"  {fmean(accuracies):.1f}", va="center", fontsize=8)
+    everything = [100 * run["top1"] for way in ways for run in way["runs"]]
+    axes.set_xlim(min(everything) - 3, max(everything) + 3)
+    axes.set_yticks(range(len(ways)), [way["title"] for way in ways])
+    axes.set_xlabel("top-1 accuracy, % (dots: seeds, bars: their mean)")
+    figure.savefig(path, dpi=120)
+
+
+def _spread(values: list[float]) -> float:
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def _mixer_lines(report: dict[str, Any]) -> list[str]:
+    """Say how good the masks of the mixers trained on the way are."""
+    lines = []
+    for way in report["ways"]:
+        for run in way["runs"]:
+            if "lam_error" in run:
+                figures = f"mean |mean(mask) - lam| {run['lam_error']:.3f}, spatial std {run['spread']:.3f}"
+                lines.append(f"mixer of {way['title']}, seed {run['seed']}: {figures}")
+    return lines

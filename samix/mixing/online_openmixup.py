@@ -1,0 +1,64 @@
+"""Co-training as the public reference computes it, for numbers that are to be compared with the published ones.
+
+What differs from the papers, and stands below method by method:
+
+* the mixer's loss is the plain mixed cross-entropy: the eta-balanced loss has no effect in the reference (B1);
+* mean and variance of masks are taken over the whole batch, the variance counts twice (B6, B7);
+* masks are adjusted to the mixer's lam instead of the classifier's (B3);
+* the momentum copy follows parameters only and runs in training mode, with batch-norm statistics of its own (B8).
+
+Not repeated is the clean pass through layers behind the stage (B19): it moves running statistics that training never
+reads. The numbers in brackets are explained in docs/samix.md.
+"""
+
+from torch import Tensor, nn
+
+from samix.errors import ConfigError
+from samix.mixing.block import MixingBlock
+from samix.mixing.classifier import Classifier
+from samix.mixing.losses import mixed_cross_entropy
+from samix.mixing.mixer_losses import MaskLossKind, batch_mask_loss
+from samix.mixing.online import OnlineMixer
+from samix.mixing.online_config import OnlineConfig, StepPlans
+from samix.mixing.spec import MixerSpec
+
+
+class OpenMixupOnlineMixer(OnlineMixer):
+    """A mixer in training, bug for bug."""
+
+    def __init__(self, spec: MixerSpec, config: OnlineConfig, classifier: Classifier, block: MixingBlock) -> None:
+        super().__init__(spec, config, classifier, block)
+        self._mask_kind: MaskLossKind = "L1+Variance" if config.mask_variance else "L1"
+
+    def train(self, mode: bool = True) -> "OpenMixupOnlineMixer":
+        """Switch block and momentum copy."""
+        nn.Module.train(self, mode)
+        return self
+
+    def _classification_loss(self, logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor) -> Tensor:
+        return mixed_cross_entropy(logits, labels_a, labels_b, lam)
+
+    def _mask_loss(self, masks: Tensor, lam: Tensor) -> Tensor:
+        return batch_mask_loss(masks, lam, self.config.mask_margin, self._mask_kind)
+
+    def _target_means(self, plans: StepPlans) -> Tensor:
+        return plans.mixers.lam
+
+    def _following(self) -> list[Tensor]:
+        return list(self.classifier.parameters())
+
+    def _originals(self, student: Classifier) -> list[Tensor]:
+        return list(student.parameters())
+
+
+def build_online_mixer(spec: MixerSpec, config: OnlineConfig, student: Classifier) -> OnlineMixer:
+    """Start a mixer in the mode its spec names; see `OnlineMixer.build`.
+
+    Raises:
+        ConfigError: if mode `openmixup` is to draw one lam per image, which its losses do not know.
+    """
+    if spec.mode == "paper":
+        return OnlineMixer.build(spec, config, student)
+    if config.per_sample_lam:
+        raise ConfigError("mode 'openmixup' draws one lam per batch; set per_sample_lam to False")
+    return OpenMixupOnlineMixer.build(spec, config, student)

@@ -1,0 +1,122 @@
+"""AutoMix, AMix and SAMix online: the mixer learns beside the classifier that it mixes for."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from samix.mixing.batch import as_unit_float
+from samix.mixing.classifier import Classifier
+from samix.mixing.online import OnlineMixer
+from samix.mixing.online_config import OnlineConfig
+from samix.mixing.online_openmixup import build_online_mixer
+from samix.mixing.plan import derive_seed
+from samix.mixing.spec import MixerSpec
+from trainer.export import Origin, export_mixer
+from trainer.methods.method import Head, Losses, Method
+from trainer.methods.objective import ObjectiveConfig, classify
+from trainer.optimise import OptimiserConfig, Update
+from trainer.planning import Planned
+from trainer.quality import TRIVIAL_SPREAD
+
+log = logging.getLogger(__name__)
+
+ARTEFACT = "mixer.safetensors"
+"""What a run leaves the trained mixer as."""
+
+
+class CoTraining(Method):
+    """A classifier, and the mixer that makes its batches: one backward per step, no parameter in common."""
+
+    def __init__(
+        self, classifier: Classifier, online: OnlineMixer, objective: ObjectiveConfig, total_steps: int
+    ) -> None:
+        super().__init__(classifier)
+        self.online = online
+        self._objective = objective
+        self._total_steps = total_steps
+
+    @classmethod
+    def build(
+        cls,
+        classifier: Classifier,
+        spec: MixerSpec,
+        config: OnlineConfig,
+        objective: ObjectiveConfig,
+        *,
+        seed: int,
+        total_steps: int,
+    ) -> Self:
+        """Give a classifier a mixer in training; the global random state is left as it was.
+
+        Args:
+            classifier: what is trained; the momentum copy starts from it.
+            spec: settings of the mixer.
+            config: how it learns.
+            objective: the classifier's loss.
+            seed: of the block's weights; the same on every rank.
+            total_steps: steps of the whole run.
+
+        Raises:
+            ConfigError: if the settings contradict each other.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(seed, "mixing block"))
+            online = build_online_mixer(spec, config, classifier)
+        return cls(classifier, online, objective, total_steps)
+
+    def forward(self, item: Planned) -> Losses:
+        """Let the mixer learn from one mix and the classifier from another; both share the features of the batch."""
+        images, labels, plans = as_unit_float(item.images), item.labels, item.plans
+        features = self.online.features(images)
+        mixer = self.online.loss(images, labels, features, plans.mixers, step=item.step, total_steps=self._total_steps)
+        mixed = self.online.mix(images, labels, features, plans)
+        classifier = classify(self.classifier, mixed, images, self._objective)
+        return Losses(
+            total=classifier + mixer.total,
+            classifier=classifier.detach(),
+            figures={"mixer_loss": mixer.classification, "lam_error": mixer.lam_error, "spread": mixer.spread},
+        )
+
+    def updated(self, item: Planned) -> None:
+        """Bring gamma back into its bounds, and let the momentum copy follow."""
+        self.online.block.project()
+        self.online.follow(self.classifier, step=item.step, total_steps=self._total_steps)
+
+    def epoch_done(self, figures: Mapping[str, float], progress: float) -> None:
+        """Warn of masks that are still trivial after half of the run."""
+        if figures["spread"] < TRIVIAL_SPREAD and progress >= 0.5:
+            cure = "train longer, or lower --online.momentum"
+            log.warning("masks_still_trivial", extra={"spread": round(figures["spread"], 4), "cure": cure})
+
+    def build_update(self, classifiers: OptimiserConfig, mixers: OptimiserConfig) -> Update:
+        """Make the optimisers: classifier and block each have settings of their own."""
+        groups = [(classifiers, self.classifier.parameters()), (mixers, self.online.block.parameters())]
+        return Update.of(groups, self._total_steps)
+
+    def further_state(self) -> dict[str, Any]:
+        """Return momentum copy and block."""
+        return {"online": self.online.state_dict()}
+
+    def load_further_state(self, state: dict[str, Any]) -> None:
+        """Take up momentum copy and block.
+
+        Raises:
+            KeyError, RuntimeError: if it is of another method or mixer.
+        """
+        self.online.load_state_dict(state["online"])
+
+    def export(self, folder: Path, origin: Origin, pictures: Tensor) -> dict[str, Any]:
+        """Write the mixer as an artefact named after the folder."""
+        path = folder / ARTEFACT
+        mixer = self.online.freeze(folder.resolve().name)
+        return {"mixer": str(path), **export_mixer(path, mixer, pictures, origin)}
+
+    def further_heads(self) -> dict[str, Head]:
+        """Name the head of clean images where there is one, and the momentum copy's."""
+        heads = {f"{name}_q": head for name, head in self.classifier.heads().items()}
+        heads |= {f"{name}_k": head for name, head in self.online.classifier.heads().items()}
+        return heads

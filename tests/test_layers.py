@@ -21,8 +21,8 @@ FIRST_PARTY = {
 LIBRARY = {"torch", "numpy", "safetensors", "grpc", "google", "grpc_status"}
 """All a client-only install has beside Python itself."""
 
-LAZY_LIBRARY = {"timm"}
-"""Imported inside functions: it takes seconds, and the client never needs it."""
+LAZY_LIBRARY = {"timm", "torchvision", "scipy"}
+"""Imported inside functions: they take seconds, and the client never needs them."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""Hand-crafted policies: Mixup, CutMix and no mixing behind the Mixer protocol."""
+"""What holds for every hand-crafted policy, and what Mixup, CutMix and no mixing do."""
+
+from typing import get_args
 
 import pytest
 import torch
@@ -7,10 +9,30 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from samix.errors import BadBatch, ConfigError
-from samix.mixing.policies import HandCraftedMixer, cutmix, mixup, no_mixing
+from samix.mixing.policies import (
+    HandCraftedMixer,
+    PolicyName,
+    cutmix,
+    fmix,
+    hand_crafted,
+    mixup,
+    no_mixing,
+    puzzlemix,
+    resizemix,
+    saliencymix,
+    usual_alpha,
+)
+from samix.mixing.policies.puzzlemix import PuzzleSettings
 
-POLICIES = {"mixup": mixup(), "cutmix": cutmix(), "none": no_mixing()}
+NAMES: tuple[PolicyName, ...] = get_args(PolicyName)
+POLICIES = {name: hand_crafted(name) for name in NAMES}
+BLENDS = {name: POLICIES[name] for name in NAMES if name not in ("resizemix", "puzzlemix")}
+BLENDS["puzzlemix in place"] = puzzlemix(settings=PuzzleSettings(moves_cells=False))
+BLENDS["soft fmix"] = fmix(max_soft=0.2)
+DRAWING = ("cutmix", "fmix", "resizemix", "puzzlemix")
+
 every_policy = pytest.mark.parametrize("mixer", POLICIES.values(), ids=POLICIES.keys())
+every_blend = pytest.mark.parametrize("mixer", BLENDS.values(), ids=BLENDS.keys())
 
 
 def pictures(batch_size: int = 6, height: int = 12, width: int = 9) -> Tensor:
@@ -18,7 +40,7 @@ def pictures(batch_size: int = 6, height: int = 12, width: int = 9) -> Tensor:
     return torch.randint(256, (batch_size, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
-@every_policy
+@every_blend
 def test_a_mix_is_the_blend_of_its_masks(mixer: HandCraftedMixer) -> None:
     """Images are masks * x + (1 - masks) * partner, labels_b are the partner's, and lam is the mask's mean."""
     images, labels, partner = pictures(), torch.arange(6), torch.tensor([1, 2, 3, 4, 5, 0])
@@ -33,6 +55,100 @@ def test_a_mix_is_the_blend_of_its_masks(mixer: HandCraftedMixer) -> None:
     torch.testing.assert_close(mixed.masks.mean(dim=(1, 2, 3)), mixed.lam)
     assert mixed.images.dtype == mixed.masks.dtype == mixed.lam.dtype == torch.float32
     assert mixed.masks.shape == (6, 1, 12, 9)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    name=st.sampled_from(NAMES),
+    seed=st.integers(0, 2**32),
+    batch_size=st.integers(1, 4),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    lam=st.one_of(st.floats(0, 1), st.none()),
+)
+def test_masks_show_the_lam_that_is_reported(
+    name: PolicyName, seed: int, batch_size: int, height: int, width: int, lam: float | None
+) -> None:
+    """Of any size and lam, masks and pixels lie in [0, 1], and lam is the share of image i that the masks show."""
+    shares = None if lam is None else torch.linspace(lam, 1, batch_size)
+
+    mixed = POLICIES[name].mix(pictures(batch_size, height, width), seed=seed, lam=shares)
+
+    assert mixed.masks.shape == (batch_size, 1, height, width)
+    assert mixed.images.shape == (batch_size, 3, height, width)
+    assert 0 <= mixed.masks.min() <= mixed.masks.max() <= 1
+    assert 0 <= mixed.images.min() <= mixed.images.max() <= 1
+    torch.testing.assert_close(mixed.lam, mixed.masks.mean(dim=(1, 2, 3)))
+    assert mixed.images.dtype == mixed.masks.dtype == mixed.lam.dtype == torch.float32
+
+
+@every_policy
+def test_pairs_and_their_labels_are_the_callers(mixer: HandCraftedMixer) -> None:
+    """labels_a are the labels given and labels_b those of the partners given."""
+    partner = torch.tensor([1, 2, 3, 4, 5, 0])
+
+    mixed = mixer.mix(pictures(), torch.arange(6), seed=3, partner=partner)
+
+    assert mixed.labels_a is not None
+    assert mixed.labels_b is not None
+    assert mixed.labels_a.tolist() == list(range(6))
+    assert mixed.labels_b.tolist() == (list(range(6)) if mixer is POLICIES["none"] else partner.tolist())
+
+
+@every_policy
+@pytest.mark.parametrize("lam", [1.0, 0.0])
+def test_at_the_ends_one_image_is_left(mixer: HandCraftedMixer, lam: float) -> None:
+    """lam = 1 gives the image itself; lam = 0 its partner, but for the edge that a clipped box does not reach."""
+    images, partner = pictures(4, 16, 24).float() / 255, torch.tensor([1, 2, 3, 0])
+
+    mixed = mixer.mix(images, seed=2, lam=lam, partner=partner)
+
+    expected = images if lam == 1 or mixer is POLICIES["none"] else images[partner]
+    is_boxed = lam == 0 and mixer in (POLICIES["cutmix"], POLICIES["saliencymix"])
+    shown = (1 - mixed.masks) if is_boxed else torch.ones_like(mixed.masks)
+    torch.testing.assert_close(mixed.images * shown, expected * shown)
+    assert shown.mean() > 0.25
+    assert is_boxed or (mixed.lam == (1.0 if mixer is POLICIES["none"] else lam)).all()
+
+
+@pytest.mark.parametrize("name", ["cutmix", "fmix", "resizemix"])
+def test_one_lam_is_one_draw_and_else_there_is_one_for_each(name: PolicyName) -> None:
+    """Pairs of equal lam share the box or mask that is drawn, as published; one lam for each is a draw for each."""
+    images = pictures(1, 32, 32).expand(4, -1, -1, -1)  # so that only what is drawn can differ
+
+    one = POLICIES[name].mix(images, seed=1, lam=0.5).masks
+    each = POLICIES[name].mix(images, seed=1, lam=torch.tensor([0.5, 0.3, 0.7, 0.4])).masks
+
+    assert len(one.flatten(1).unique(dim=0)) == 1
+    assert len(each.flatten(1).unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_a_policy_that_draws_refuses_to_without_a_seed(name: PolicyName) -> None:
+    """What draws more than lam and partner needs a seed beside them, so that the mix can be repeated."""
+    with pytest.raises(BadBatch, match=r"draws .*: give seed=, also beside lam= and partner="):
+        POLICIES[name].mix(pictures(2), lam=0.5, partner=torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize("name", ["none", "mixup", "saliencymix"])
+def test_a_policy_that_draws_nothing_needs_no_seed(name: PolicyName) -> None:
+    """With lam and partner given, Mixup and SaliencyMix are functions of the images."""
+    first, again = (POLICIES[name].mix(pictures(2), lam=0.5, partner=torch.tensor([1, 0])) for _ in range(2))
+
+    assert torch.equal(first.images, again.images)
+
+
+def test_autocast_does_not_change_a_mix() -> None:
+    """A mix is the same bits inside the autocast region of a training step."""
+    images = pictures(4, 32, 32)
+    for mixer in POLICIES.values():
+        plain = mixer.mix(images, seed=4)
+
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside = mixer.mix(images, seed=4)
+
+        assert torch.equal(plain.images, inside.images)
+        assert torch.equal(plain.lam, inside.lam)
 
 
 @every_policy
@@ -155,25 +271,8 @@ def test_cutmix_boxes_lie_everywhere() -> None:
     assert (pasted.sum(dim=0) > 0).all()
 
 
-def test_cutmix_draws_one_box_for_one_lam_and_else_one_for_each() -> None:
-    """One lam for the batch is one box, as published; one for each image is a box for each."""
-    images = pictures(4, 32, 32)
-
-    one = cutmix().mix(images, seed=1, lam=0.5).masks
-    each = cutmix().mix(images, seed=1, lam=torch.tensor([0.5, 0.51, 0.52, 0.53])).masks
-
-    assert len(one.flatten(1).unique(dim=0)) == 1
-    assert len(each.flatten(1).unique(dim=0)) == 4
-
-
-def test_cutmix_without_a_seed_is_refused() -> None:
-    """CutMix draws its box, so lam and partner alone do not make the mix repeatable."""
-    with pytest.raises(BadBatch, match="give seed="):
-        cutmix().mix(pictures(2), lam=0.5, partner=torch.tensor([1, 0]))
-
-
 @pytest.mark.parametrize("alpha", [0.0, -2.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("policy", [mixup, cutmix])
+@pytest.mark.parametrize("policy", [mixup, cutmix, saliencymix, fmix, resizemix, puzzlemix])
 def test_an_impossible_alpha_is_refused_early(policy, alpha: float) -> None:
     """A policy refuses its alpha when it is made, not at its first batch."""
     with pytest.raises(ConfigError, match=f"got {alpha}; use the policy 'none'"):
@@ -212,3 +311,26 @@ def test_wrong_labels_are_refused(mixer: HandCraftedMixer, labels: Tensor, compl
     """Labels that do not belong to the batch are refused by value."""
     with pytest.raises(BadBatch, match=complaint):
         mixer.mix(pictures(), labels, seed=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_is_made_by_its_name(name: PolicyName) -> None:
+    """hand_crafted takes the usual alpha where none is given; `none` needs none."""
+    usual, given = hand_crafted(name), hand_crafted(name, 0.3)
+
+    assert usual.alpha == (None if name == "none" else usual_alpha(name))
+    assert given.alpha == (None if name == "none" else 0.3)
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    """A wrong name is refused with the names there are, whether alpha is given or not."""
+    for alpha in (None, 0.5):
+        with pytest.raises(ConfigError, match="no policy 'cutmux'; take one of none, mixup, cutmix"):
+            hand_crafted("cutmux", alpha)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["none", "mixup", "cutmix", "fmix", "resizemix"])
+def test_a_saliency_that_would_not_be_used_is_refused(name: PolicyName) -> None:
+    """Only SaliencyMix and PuzzleMix take a saliency."""
+    with pytest.raises(ConfigError, match=f"'{name}' uses no saliency; leave it out, or take saliencymix or puzzlemix"):
+        hand_crafted(name, saliency=lambda images, _labels: images[:, 0])

@@ -1,15 +1,19 @@
 """Image networks by name: what a mixer's encoder is cut from, and what the trainer trains.
 
-timm builds them. Its ResNets carry torchvision's parameter names, so checkpoints of either fit.
+Most names are timm's, whose ResNets carry torchvision's parameter names, so checkpoints of either fit. Nothing is ever
+downloaded, whatever the name: weights come from training, or from a file by `samix.mixing.pretrained`.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from samix.errors import ConfigError
+from samix.mixing.timm_backbone import build_timm
+from samix.mixing.torchvision_backbone import PREFIX, TorchvisionBackbone
+from samix.mixing.wide_resnet import WideResNet, parse_wide_resnet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,13 +21,14 @@ class BackboneSpec:
     """Which network."""
 
     name: str = "resnet18"
-    """timm's name of the network."""
+    """timm's name of the network, torchvision's behind `torchvision/`, or `wide_resnet28_8`: depth 28, width 8."""
     stem: Literal["imagenet", "cifar"] = "imagenet"
-    """`cifar` replaces a ResNet's 7x7 stride-2 convolution and max-pooling by a 3x3 convolution, for 32 and 64 px."""
+    """`cifar` replaces a ResNet's 7x7 stride-2 convolution and max-pooling by a 3x3 convolution, for 32 and 64 px;
+    `imagenet` keeps the stem a network has."""
     layers: tuple[int, ...] = ()
-    """Residual blocks of each stage; empty keeps the published ones."""
+    """Residual blocks of each stage of timm's ResNets; empty keeps the published ones."""
     channels: tuple[int, ...] = ()
-    """Width of each stage; empty keeps the published ones."""
+    """Width of each stage of timm's ResNets; empty keeps the published ones."""
 
     def __post_init__(self) -> None:
         # Bounded, because an artefact's settings decide what is built.
@@ -45,33 +50,37 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> nn.Module:
         num_classes: size of the classifier; 0 leaves pooled features.
 
     Raises:
-        ConfigError: if timm does not know the name, or the stem does not fit it.
+        ConfigError: if there is no such network, or the stem, layers or channels do not fit it.
     """
-    import timm  # three seconds to import, and the client never needs it
-
-    if not timm.is_model(spec.name):
-        near = ", ".join(timm.list_models(f"{spec.name[:6]}*")[:5]) or "see timm.list_models()"
-        raise ConfigError(f"timm knows no backbone {spec.name!r}; near it: {near}")
-    shape: dict[str, Any] = {
-        key: value for key, value in (("layers", spec.layers), ("channels", spec.channels)) if value
-    }
-    try:
-        network = timm.create_model(spec.name, num_classes=num_classes, **shape)
-    except TypeError as error:
-        raise ConfigError(f"backbone {spec.name!r} takes no layers and channels ({error}); leave them empty") from error
+    backbone = _build(spec, num_classes)
     if spec.stem == "cifar":
-        _use_cifar_stem(network, spec.name)
+        _use_cifar_stem(backbone.network if isinstance(backbone, TorchvisionBackbone) else backbone, spec.name)
     # A third less time per training step on a CPU (ResNet-10, 32 px, oneDNN), and what tensor cores want.
-    for parameter in network.parameters():
+    for parameter in backbone.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return network
+    return backbone
+
+
+def _build(spec: BackboneSpec, num_classes: int) -> nn.Module:
+    wide = parse_wide_resnet(spec.name)
+    if wide is None and not spec.name.startswith(PREFIX):
+        return build_timm(spec.name, num_classes, layers=spec.layers, channels=spec.channels)
+    if spec.layers or spec.channels:
+        raise ConfigError(f"backbone {spec.name[:60]!r} takes no layers and channels; leave them empty")
+    if wide is None:
+        return TorchvisionBackbone.build(spec.name.removeprefix(PREFIX), num_classes)
+    depth, width = wide
+    return WideResNet(depth, width, num_classes)
 
 
 def _use_cifar_stem(network: nn.Module, name: str) -> None:
     first = getattr(network, "conv1", None)
     if not isinstance(first, nn.Conv2d) or not hasattr(network, "maxpool"):
-        raise ConfigError(f"stem 'cifar' is for ResNets, backbone {name!r} has no single first convolution")
+        raise ConfigError(
+            f"stem 'cifar' is for ResNets that start with one convolution and max-pooling, backbone {name!r} does not; "
+            "leave it at 'imagenet', which keeps the stem as it is"
+        )
     network.conv1 = nn.Conv2d(3, first.out_channels, kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()

@@ -1,10 +1,14 @@
 """The encoder of a mixer: a backbone up to one stage, with the normalisation it was trained with."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from samix.errors import ConfigError
+from samix.errors import BadBatch, ConfigError
 from samix.mixing.backbone import BackboneSpec, build_backbone
+from samix.mixing.chain import ChainBackbone
+from samix.mixing.timm_backbone import fixed_size
 
 Channels = tuple[float, float, float]
 
@@ -27,16 +31,17 @@ class Normalise(nn.Module):
 
 
 def feature_index(backbone: nn.Module, stage: int) -> int:
-    """Translate a zero-based stage into the index of timm's `forward_intermediates`.
+    """Translate a zero-based stage into the index of the backbone's features.
 
-    timm counts a convolutional stem as feature 0, the papers count stages only (l = 3 is stage 2).
+    Stages are the features at most eight times finer than the coarsest, as the four of a ResNet are; what is finer
+    belongs to the stem. The papers count stages from one: their l = 3 is stage 2. Of a vision transformer, whose grid
+    stays the same, each block is a stage.
 
     Raises:
         ConfigError: if the backbone has no such stage.
     """
-    info = backbone.feature_info
-    modules = [entry["module"] for entry in info]  # type: ignore[union-attr]
-    stages = [index for index, name in enumerate(modules) if name != "act1"]
+    strides = [entry["reduction"] for entry in _feature_info(backbone)]
+    stages = [index for index, stride in enumerate(strides) if stride * 8 >= strides[-1]]
     if not 0 <= stage < len(stages):
         raise ConfigError(f"stage must be 0..{len(stages) - 1} for this backbone, got {stage}")
     return stages[stage]
@@ -44,17 +49,37 @@ def feature_index(backbone: nn.Module, stage: int) -> int:
 
 def num_feature_channels(backbone: nn.Module, stage: int) -> int:
     """Return the number of channels C that `stage` puts out."""
-    return backbone.feature_info[feature_index(backbone, stage)]["num_chs"]  # type: ignore[index]
+    return _feature_info(backbone)[feature_index(backbone, stage)]["num_chs"]
 
 
 def feature_stride(backbone: nn.Module, spec: BackboneSpec, stage: int) -> int:
     """Return how many pixels of a side one feature of `stage` stands for."""
-    stride: int = backbone.feature_info[feature_index(backbone, stage)]["reduction"]  # type: ignore
-    return stride // 4 if spec.stem == "cifar" else stride  # timm speaks of the stem that was replaced
+    stride: int = _feature_info(backbone)[feature_index(backbone, stage)]["reduction"]
+    return stride // 4 if spec.stem == "cifar" else stride  # it speaks of the stem that was replaced
 
 
 def stage_features(backbone: nn.Module, images: Tensor, index: int) -> Tensor:
-    """Run a backbone on normalised images up to one feature, [B, C, h, w]; later layers do not run."""
+    """Run a backbone on normalised images up to one feature; later layers do not run.
+
+    Args:
+        backbone: from `build_backbone`, whole or cut.
+        images: [B, 3, H, W].
+        index: from `feature_index`.
+
+    Returns:
+        [B, C, h, w]; of a vision transformer the grid of its patches, without class tokens.
+
+    Raises:
+        BadBatch: if the backbone takes images of another size only.
+    """
+    size = fixed_size(backbone)
+    if size is not None and images.shape[2:] != size:
+        raise BadBatch(
+            f"images are {images.shape[2]} x {images.shape[3]}, this backbone takes {size[0]} x {size[1]} only; "
+            "resize them or use another"
+        )
+    if isinstance(backbone, ChainBackbone):
+        return backbone.features(images, index)
     (features,) = backbone.forward_intermediates(  # type: ignore[operator]
         images, indices=[index], stop_early=True, intermediates_only=True
     )
@@ -78,9 +103,18 @@ class Encoder(nn.Module):
         """
         backbone = build_backbone(spec, num_classes=0)
         index = feature_index(backbone, stage)
-        backbone.prune_intermediate_layers([index], prune_head=True)  # type: ignore[operator]
+        if isinstance(backbone, ChainBackbone):
+            backbone.cut(index)
+        else:
+            backbone.prune_intermediate_layers([index], prune_norm=True, prune_head=True)  # type: ignore[operator]
         return cls(backbone, index)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode normalised images [B, 3, H, W] to features [B, C, h, w]."""
         return stage_features(self.backbone, images, self.index)
+
+
+def _feature_info(backbone: nn.Module) -> list[dict[str, Any]]:
+    if not isinstance(backbone, ChainBackbone) and not hasattr(backbone, "forward_intermediates"):
+        raise ConfigError(f"{type(backbone).__name__} cannot be cut into stages; take another backbone")
+    return backbone.feature_info  # type: ignore[return-value]

@@ -5,6 +5,7 @@ i. The map it gives is the partner's share; what leaves the block is image i's, 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,7 +35,7 @@ class BlockSpec:
     reduction: int = 2
     """Channels of query and key are C / reduction."""
     dropout: float = 0.0
-    """On the content, while training: 0 for CIFAR and Tiny, 0.1 for ImageNet and CUB."""
+    """On the non-linear content, while training: 0 for CIFAR and Tiny, 0.1 for ImageNet and CUB."""
 
     def __post_init__(self) -> None:
         if self.lam_encoding == "concat" and self.attention == "concat":
@@ -45,10 +46,27 @@ class BlockSpec:
             raise ConfigError(f"reduction must lie in 1..64, got {self.reduction}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.dropout > 0 and self.content == "linear":
+            raise ConfigError(f"dropout is for content 'nonlinear', got {self.dropout} with 'linear'; use 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockMaps:
+    """What a block looked at on its way to the logits. N = h * w, rows first."""
+
+    content: Tensor
+    """float32 [B, 1, h, w], of the partner: what its features add to its own share wherever attention carries them."""
+    attention: Tensor
+    """float32 [B, N, N]: row n is how much feature n of image i looks at each feature of the partner; it sums to 1."""
+    logits: Tensor
+    """float32 [B, 1, h, w], logits of image i's share: minus attention times content, within +-LOGIT_LIMIT."""
 
 
 class MixingBlock(nn.Module):
-    """Predict mask logits from stage features. C channels, N = h * w tokens."""
+    """Predict mask logits from stage features. C channels, N = h * w tokens.
+
+    Its weights stay in float32 when a model around it is cast to half precision.
+    """
 
     def __init__(self, spec: BlockSpec, channels: int) -> None:
         super().__init__()
@@ -65,54 +83,75 @@ class MixingBlock(nn.Module):
         self.gamma = nn.Parameter(gamma, requires_grad=spec.learnable_gamma and spec.lam_encoding == "multiply")
         _init(self, channels)
 
-    def forward(self, features: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
+    def forward(self, features: Tensor, lam: Tensor | float, partner: Tensor) -> Tensor:
         """Predict logits.
 
         Runs in float32 whatever the autocast: in half precision features of 1e3 overflow the product of query and key.
 
         Args:
-            features: [B, C, h, w] of the clean images.
-            lam: float32 [B], share of image i.
+            features: [B, C, h, w] of the clean images, any float type.
+            lam: float32 [B], share of image i, or one number for all.
             partner: int64 [B].
 
         Returns:
             float32 [B, 1, h, w], logits of image i's share, within +-LOGIT_LIMIT.
         """
+        return self.maps(features, lam, partner).logits
+
+    def maps(self, features: Tensor, lam: Tensor | float, partner: Tensor) -> BlockMaps:
+        """Predict logits and keep what led to them, for pictures; see `forward`."""
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
-            own = self._encode_lam(features, lam)
-            other = self._encode_lam(features[partner], 1 - lam)
-            if self.spec.attention == "concat":
-                both = torch.cat([own, other], dim=1)
-                query, key = self.query(both), self.key(both)
-            else:
-                query, key = self.query(own), self.query(other)
-            partner_share = attend(query, key, self.content(other))
-            return (-partner_share).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+            share = torch.as_tensor(lam, dtype=torch.float32, device=features.device).view(-1, 1, 1, 1)
+            own = self._encode_lam(features, share)
+            other = self._encode_lam(features[partner], 1 - share)
+            attention = attend(*self._query_and_key(own, other))
+            content = self.content(other)
+            # The value stays one channel wide, so that only the weights are as large as [B, N, N].
+            partner_share = (attention @ content.flatten(2).transpose(1, 2)).view_as(content)
+            logits = (-partner_share).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+            return BlockMaps(content=content, attention=attention, logits=logits)
 
     @torch.no_grad()
     def project(self) -> None:
         """Bring gamma back into [0, 1]; called after each optimiser step (projected gradient)."""
         self.gamma.clamp_(0, 1)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MixingBlock":
+        # `model.half()` and `model.bfloat16()` come through here.
+        def keep_float32(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            is_halved = changed.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(changed.device) if is_halved else changed
+
+        return super()._apply(keep_float32, recurse)
+
     def _encode_lam(self, features: Tensor, share: Tensor) -> Tensor:
-        share = share.view(-1, 1, 1, 1)
         if self.spec.lam_encoding == "multiply":  # z_lam = (1 + gamma * lam) z, AMix section 4
             return features * (1 + self.gamma * bend_lam(share, self.spec.lam_curve))
         if self.spec.lam_encoding == "concat":
-            return torch.cat([features, share.expand(-1, 1, *features.shape[2:])], dim=1)
+            return torch.cat([features, share.expand(len(features), 1, *features.shape[2:])], dim=1)
         return features
 
+    def _query_and_key(self, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        if self.spec.attention == "cross":
+            return self.query(own), self.query(other)
+        both = torch.cat([own, other], dim=1)
+        return self.query(both), self.key(both)
 
-def attend(query: Tensor, key: Tensor, content: Tensor) -> Tensor:
-    """Carry content along softmax(q k / sqrt(d)); all [B, *, h, w], content with one channel.
 
-    Only the [N, N] weights are large; the value is never widened beyond its one channel.
+def attend(query: Tensor, key: Tensor) -> Tensor:
+    """Weigh the features of the partner for each feature of image i: softmax(q k / sqrt(d)).
+
+    Args:
+        query: [B, d, h, w].
+        key: [B, d, h, w].
+
+    Returns:
+        [B, N, N] with N = h * w; rows sum to 1.
     """
     scale = query.shape[1] ** -0.5
-    scores = torch.einsum("bcn,bcm->bnm", query.flatten(2) * scale, key.flatten(2))
-    carried = scores.softmax(dim=-1) @ content.flatten(2).transpose(1, 2)
-    return carried.transpose(1, 2).view_as(content)
+    return torch.einsum("bcn,bcm->bnm", query.flatten(2) * scale, key.flatten(2)).softmax(dim=-1)
 
 
 def bend_lam(lam: Tensor, k: float) -> Tensor:

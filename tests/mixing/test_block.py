@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from naive_block import curve, naive_mask_logits
-from torch import Tensor
+from torch import Tensor, nn
 
 from samix.errors import ConfigError
-from samix.mixing.block import BlockSpec, MixingBlock, bend_lam
+from samix.mixing.block import BlockSpec, MixingBlock, attend, bend_lam
 from samix.mixing.render import LOGIT_LIMIT
 
 SETTINGS = {
@@ -18,6 +20,9 @@ SETTINGS = {
     "automix none": BlockSpec(lam_encoding="none", attention="cross", content="linear", reduction=4),
     "cross multiply": BlockSpec(attention="cross", reduction=1),
 }
+HALVES = [torch.bfloat16, torch.float16]
+some_spec = st.sampled_from(list(SETTINGS.values()))
+some_lam = st.floats(0, 1, width=32)
 every_setting = pytest.mark.parametrize("spec", SETTINGS.values(), ids=SETTINGS.keys())
 
 LAM = torch.tensor([0.0, 0.25, 0.5, 0.9, 1.0])
@@ -84,16 +89,19 @@ def test_the_curve_is_symmetric_and_keeps_its_ends(k: float) -> None:
     torch.testing.assert_close(bent, torch.tensor([curve(value, min(k, 10)) for value in lam.tolist()]))
 
 
-@every_setting
-def test_permuting_a_batch_permutes_its_masks(spec: BlockSpec) -> None:
+@given(spec=some_spec, partner=st.permutations(range(5)), order=st.permutations(range(5)), data=st.data())
+@settings(deadline=None, max_examples=40)
+def test_permuting_a_batch_permutes_its_masks(
+    spec: BlockSpec, partner: list[int], order: list[int], data: st.DataObject
+) -> None:
     """The order of the images in a batch has no influence on any mask."""
     block, features = block_of(spec), features_of()
-    order = torch.tensor([4, 2, 0, 1, 3])
-    place = order.argsort()
+    lam = torch.tensor(data.draw(st.lists(some_lam, min_size=5, max_size=5)))
+    paired, place = torch.tensor(partner), torch.tensor(order).argsort()
 
-    permuted = block(features[order], LAM[order], place[PARTNER[order]])
+    permuted = block(features[order], lam[order], place[paired[order]])
 
-    torch.testing.assert_close(permuted, block(features, LAM, PARTNER)[order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(permuted, block(features, lam, paired)[order], atol=1e-5, rtol=1e-5)
 
 
 @every_setting
@@ -110,6 +118,51 @@ def test_each_image_has_its_own_lam(spec: BlockSpec) -> None:
 
 
 @every_setting
+def test_one_lam_serves_a_batch(spec: BlockSpec) -> None:
+    """One number, or a tensor of one, means that lam for every image."""
+    block, features = block_of(spec), features_of()
+
+    each = block(features, torch.full((5,), 0.3), PARTNER)
+
+    assert torch.equal(block(features, 0.3, PARTNER), each)
+    assert torch.equal(block(features, torch.tensor(0.3), PARTNER), each)
+
+
+@given(spec=some_spec, lam=some_lam, height=st.integers(1, 5), width=st.integers(1, 5))
+@settings(deadline=None, max_examples=40)
+def test_maps_explain_the_logits(spec: BlockSpec, lam: float, height: int, width: int) -> None:
+    """Attention rows sum to 1, what they carry of the content is the partner's logits, and a pair's masks sum to 1."""
+    block, features = block_of(spec), features_of(height=height, width=width)
+
+    maps = block.maps(features, lam, PARTNER)
+
+    num_tokens = height * width
+    carried = torch.bmm(maps.attention, maps.content.view(5, num_tokens, 1)).view_as(maps.logits)
+    assert maps.attention.shape == (5, num_tokens, num_tokens)
+    assert torch.equal(maps.logits, block(features, lam, PARTNER))
+    torch.testing.assert_close(maps.attention.sum(2), torch.ones(5, num_tokens))
+    torch.testing.assert_close(maps.logits.sigmoid() + carried.sigmoid(), torch.ones_like(carried))
+
+
+def test_maps_show_the_partner() -> None:
+    """The content is that of each image's partner, scaled by its share."""
+    block, features = block_of(SETTINGS["automix none"]), features_of()
+
+    maps = block.maps(features, LAM, PARTNER)
+
+    torch.testing.assert_close(maps.content, block.content(features)[PARTNER])
+
+
+def test_attention_looks_where_query_and_key_agree() -> None:
+    """Row n of the weights belongs to feature n of the query; a key that matches it best gets most."""
+    token = torch.eye(4).view(1, 4, 2, 2) * 20
+
+    weights = attend(token, token.flip(3))
+
+    assert weights.argmax(2).tolist() == [[1, 0, 3, 2]]
+
+
+@every_setting
 def test_lam_matters_where_it_is_encoded(spec: BlockSpec) -> None:
     """lam changes the masks, except where AutoMix leaves it out."""
     block, features = block_of(spec), features_of()
@@ -119,26 +172,91 @@ def test_lam_matters_where_it_is_encoded(spec: BlockSpec) -> None:
     assert torch.equal(low, high) == (spec.lam_encoding == "none")
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @every_setting
-def test_half_precision_training_stays_in_float32(spec: BlockSpec) -> None:
-    """Features of 1e3 under bfloat16 autocast give float32, finite, bounded logits: the same as without autocast."""
+def test_autocast_changes_nothing(spec: BlockSpec, dtype: torch.dtype) -> None:
+    """Features of 1e3 under autocast give the float32, bounded logits they give without, and finite gradients."""
     block, features = block_of(spec), features_of() * 1e3
+    plain = block(features, LAM, PARTNER)
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         logits = block(features, LAM, PARTNER)
+    logits.sum().backward()
 
     assert logits.dtype == torch.float32
     assert (logits.abs() <= LOGIT_LIMIT).all()  # False for NaN
-    assert torch.equal(logits, block(features, LAM, PARTNER))
+    assert torch.equal(logits, plain)
+    assert all(parameter.grad.isfinite().all() for parameter in block.parameters() if parameter.grad is not None)
 
 
-def test_half_precision_features_are_taken() -> None:
-    """What an autocast encoder hands over in bfloat16 is computed on in float32."""
-    block, features = block_of(BlockSpec()), features_of().bfloat16()
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@every_setting
+def test_a_model_in_half_precision_keeps_its_block_in_float32(spec: BlockSpec, dtype: torch.dtype) -> None:
+    """A network cast to half precision hands over features of 1e3; weights and logits lose nothing."""
+    block, features = block_of(spec), (features_of() * 1e3).to(dtype).requires_grad_()
+    plain = block(features.detach().float(), LAM, PARTNER)
+    weights = {name: tensor.clone() for name, tensor in block.state_dict().items()}
 
+    model = nn.Sequential(nn.Linear(2, 2), block).to(dtype)
     logits = block(features, LAM, PARTNER)
+    logits.sum().backward()
 
-    assert torch.equal(logits, block(features.float(), LAM, PARTNER))
+    assert next(model.parameters()).dtype == dtype
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in block.state_dict().items())
+    assert torch.equal(logits, plain)
+    assert features.grad is not None
+    assert features.grad.isfinite().all()
+
+
+def test_a_block_moves_and_widens_as_any_module() -> None:
+    """Only half precision is refused: other dtypes and devices are taken."""
+    block = MixingBlock(BlockSpec(), 12)
+
+    assert {parameter.dtype for parameter in block.double().parameters()} == {torch.float64}
+    assert {parameter.device.type for parameter in block.to("meta").parameters()} == {"meta"}
+
+
+@every_setting
+def test_gradients_reach_what_learns(spec: BlockSpec) -> None:
+    """Every weight gets a gradient, gamma where it learns and scales lam, and nothing else does."""
+    block, features = block_of(spec).train(), features_of()
+
+    block(features, LAM, PARTNER).square().sum().backward()
+
+    learning = {name for name, parameter in block.named_parameters() if parameter.requires_grad}
+    reached = {name for name, parameter in block.named_parameters() if parameter.grad is not None}
+    moved = {
+        name for name, parameter in block.named_parameters() if parameter.grad is not None and parameter.grad.any()
+    }
+    weights = {name for name, _ in block.named_parameters()} - {"gamma"}
+    learns_gamma = spec.lam_encoding == "multiply" and spec.learnable_gamma
+    assert learning == reached == moved == weights | ({"gamma"} if learns_gamma else set())
+
+
+def test_gradients_reach_the_features_of_both_images() -> None:
+    """A mask depends on its own image and on its partner, and on no other image of the batch."""
+    block, features = block_of(BlockSpec()), features_of().requires_grad_()
+
+    block(features, LAM, PARTNER)[1].sum().backward()
+
+    assert features.grad is not None
+    assert features.grad.flatten(1).any(1).nonzero().flatten().tolist() == [0, 1]
+
+
+def test_dropout_acts_on_the_content_in_training_alone() -> None:
+    """In training a share of the content's features is zero and the rest is scaled up; in evaluation none is."""
+    block = block_of(BlockSpec(dropout=0.5, activation="elu"))
+    features = features_of(height=20, width=20)
+    full = block.maps(features, LAM, PARTNER).content
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        block.content.get_submodule("4").train()
+        dropped = block.maps(features, LAM, PARTNER).content
+
+    kept = dropped != 0
+    assert 0.45 < kept.float().mean() < 0.55
+    torch.testing.assert_close(dropped[kept], 2 * full[kept])
 
 
 def test_gamma_starts_at_zero_learns_and_stays_in_its_interval() -> None:
@@ -217,6 +335,7 @@ def test_cross_attention_shares_one_projection() -> None:
         ({"reduction": 0}, r"1\.\.64, got 0"),
         ({"dropout": 1.0}, r"\[0, 1\), got 1.0"),
         ({"dropout": -0.1}, "got -0.1"),
+        ({"dropout": 0.1, "content": "linear"}, "dropout is for content 'nonlinear', got 0.1"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, complaint: str) -> None:

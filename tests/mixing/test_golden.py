@@ -1,4 +1,4 @@
-"""Masks of the public reference implementation, from the same weights: ours must be equal.
+"""Masks of the public reference implementation, from the same checkpoint: ours must be equal.
 
 Skipped where there is no folder with its tensors: `../shared/golden` from the project root, or $SAMIX_TEST_GOLDEN.
 """
@@ -13,28 +13,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from samix.mixing.backbone import BackboneSpec
+from samix.mixing.artefact import load_mixer
 from samix.mixing.batch import as_unit_float
-from samix.mixing.block import BlockSpec
-from samix.mixing.frozen import FrozenMixer, MaskNet, freeze
-from samix.mixing.presets import samix_spec
+from samix.mixing.frozen import FrozenMixer
+from trainer.import_openmixup import main
 
 FOLDER = Path(os.environ.get("SAMIX_TEST_GOLDEN", Path(__file__).parents[2].parent / "shared" / "golden"))
 NAME = "samix_cifar100"
 SHARES = ("0.0", "0.25", "0.4", "0.5", "0.7", "1.0")
+FLAGS = ["--lam-curve", "0.25", "--normalisation", "cifar"]
 
 pytestmark = pytest.mark.skipif(
     not (FOLDER / f"e2e_{NAME}.safetensors").is_file(), reason=f"no golden tensors at {FOLDER}; set SAMIX_TEST_GOLDEN"
 )
-
-PREFIXES = {
-    "encoder.backbone.": "backbone_k.",
-    "block.query.": "mix_block.query.conv.",
-    "block.key.": "mix_block.key.conv.",
-    "block.content.0.": "mix_block.value.conv.0.conv.",
-    "block.content.1.": "mix_block.value.conv.0.bn.",
-    "block.content.3.": "mix_block.value.conv.1.conv.",
-}
 
 
 @pytest.fixture(scope="module")
@@ -44,36 +35,20 @@ def golden() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def mixer(golden: dict[str, Tensor]) -> FrozenMixer:
-    with safe_open(FOLDER / f"e2e_{NAME}.safetensors", framework="pt") as file:
-        settings = json.loads(file.metadata()["meta"])
-    mean, std = (tuple(golden[key].tolist()) for key in ("mean", "std"))
-    spec = samix_spec(
-        BackboneSpec(name=f"resnet{settings['depth']}", stem=settings["stem"]),
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
-        image_size=settings["size"],
-        stage=settings["mask_layer"],
-        block=BlockSpec(learnable_gamma=False, lam_curve=settings["mix_block"]["lam_mul_k"], activation="elu"),
-        upsampling=settings["mix_block"]["unsampling_mode"][0],
-        lam_margin=0.0,
-    )
-    net = MaskNet.build(spec)
-    net.load_state_dict(renamed(net, checkpoint(settings["seed"])))
-    return freeze(net, spec, name="golden", sha256="0" * 64, device="cpu")
-
-
-def checkpoint(seed: int) -> dict[str, Tensor]:
+def mixer(tmp_path_factory: pytest.TempPathFactory) -> FrozenMixer:
+    """What `samix import-openmixup` makes of the checkpoint that the tensors come from."""
+    folder = tmp_path_factory.mktemp("golden")
     recipe = runpy.run_path(str(FOLDER / "synthetic_checkpoint.py"))
-    return recipe["checkpoint"](json.loads((FOLDER / f"keys_{NAME}.json").read_text()), seed)["state_dict"]
+    torch.save(recipe["checkpoint"](json.loads((FOLDER / f"keys_{NAME}.json").read_text()), 7), folder / "latest.pth")
+    assert main([str(folder / "latest.pth"), "--out", str(folder / "golden.safetensors"), *FLAGS]) == 0
+    return load_mixer(folder / "golden.safetensors")
 
 
-def renamed(net: MaskNet, theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    weights = {"block.gamma": torch.ones(())}
-    for key in net.state_dict().keys() - weights.keys():
-        ours = next(prefix for prefix in PREFIXES if key.startswith(prefix))
-        weights[key] = theirs[PREFIXES[ours] + key.removeprefix(ours)]
-    return weights
+def test_the_statistics_are_the_references(mixer: FrozenMixer, golden: dict[str, Tensor]) -> None:
+    """`cifar` names the mean and the standard deviation the reference normalised with."""
+    stored = torch.tensor([mixer.spec.mean, mixer.spec.std])
+
+    torch.testing.assert_close(stored, torch.stack([golden["mean"], golden["std"]]).view(2, 3), check_dtype=False)
 
 
 def test_features_are_the_references(mixer: FrozenMixer, golden: dict[str, Tensor]) -> None:
@@ -87,10 +62,10 @@ def test_features_are_the_references(mixer: FrozenMixer, golden: dict[str, Tenso
 
 @pytest.mark.parametrize("share", SHARES)
 def test_masks_are_the_references(mixer: FrozenMixer, golden: dict[str, Tensor], share: str) -> None:
-    """Masks agree within 1e-4 for every lam, 0 and 1 included."""
+    """Masks agree within 1e-5 for every lam, 0 and 1 included."""
     mixed = mixer.mix(golden["images"], lam=float(share), partner=golden["partner"])
 
-    torch.testing.assert_close(mixed.masks, golden[f"mask_i.lam{share}"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(mixed.masks, golden[f"mask_i.lam{share}"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("share", ["0.25", "0.7"])
@@ -98,4 +73,4 @@ def test_mixed_images_are_the_references(mixer: FrozenMixer, golden: dict[str, T
     """Blending before normalising, as we do, gives what the reference gets after it."""
     mixed = mixer.mix(golden["images"], lam=float(share), partner=golden["partner"])
 
-    torch.testing.assert_close(mixer.net.normalise(mixed.images), golden[f"mixed.lam{share}"], atol=5e-4, rtol=0)
+    torch.testing.assert_close(mixer.net.normalise(mixed.images), golden[f"mixed.lam{share}"], atol=1e-4, rtol=0)

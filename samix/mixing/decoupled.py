@@ -64,7 +64,8 @@ PUBLISHED: dict[tuple[str, str], DecoupledConfig] = {
 }
 """The public reference's settings of DM(CE) on CIFAR-100 by backbone and policy, 800 epochs.
 
-They go with alpha = 0.2, but for ManifoldMix: 0.5 with ResNet-18 and 2 with ResNeXt-50.
+They go with alpha = 0.2 (ManifoldMix: 0.5 with ResNet-18, 2 with ResNeXt-50) and weight decay 1e-4 (CutMix, FMix,
+SaliencyMix and ResizeMix with ResNeXt-50: 5e-4).
 """
 
 

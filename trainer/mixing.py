@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from samix.client.config import ClientConfig
@@ -14,8 +14,7 @@ from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.artefact import load_mixer
 from samix.mixing.classifier import Classifier
 from samix.mixing.plan import SAMIX_ALPHA
-from samix.mixing.policies import HandCraftedMixer, cutmix, mixup, no_mixing
-from samix.mixing.protocol import Mixer
+from samix.mixing.policies import HandCraftedMixer, PolicyName, gradient_saliency, hand_crafted, usual_alpha
 from trainer.fallback import Breaker, FailureBudget
 from trainer.metrics import TrainerMetrics
 from trainer.prefetch import BatchMixing, InProcessMixing, PlanSeed, Prepared, RemoteMixing
@@ -23,10 +22,9 @@ from trainer.world import World
 
 log = logging.getLogger(__name__)
 
-HandCrafted = Literal["none", "mixup", "cutmix"]
-Policy = Literal["none", "mixup", "cutmix", "local", "remote", "online"]
-
-_USUAL_ALPHA = {"none": 1.0, "mixup": 1.0, "cutmix": 1.0, "local": SAMIX_ALPHA, "remote": SAMIX_ALPHA}
+Policy = Literal[
+    "none", "mixup", "cutmix", "saliencymix", "fmix", "resizemix", "puzzlemix", "local", "remote", "online"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +50,7 @@ class MixingConfig:
     """Longest a mix may take, retries included; then the fallback mixes the batch. Seconds."""
     startup_timeout_s: float = 60.0
     """Longest to wait for the server before the first step, seconds."""
-    fallback: HandCrafted = "cutmix"
+    fallback: PolicyName = "cutmix"
     """Mixes the batches that the server could not."""
     failure_budget: int = 1000
     """Batches of one epoch that a rank may mix by the fallback before the run fails."""
@@ -73,7 +71,11 @@ class MixingConfig:
     @property
     def resolved_alpha(self) -> float:
         """The alpha that is used."""
-        return self.alpha or _USUAL_ALPHA[self.policy]
+        if self.alpha:
+            return self.alpha
+        if self.policy in ("local", "remote", "online"):
+            return SAMIX_ALPHA
+        return usual_alpha(self.policy)
 
 
 @contextmanager
@@ -88,13 +90,27 @@ def open_mixing(
 ) -> Iterator[BatchMixing[Prepared]]:
     """Make what mixes this rank's batches, and close it at the end.
 
+    Args:
+        config: which policy; not `online`, whose method mixes by itself.
+        seed: of the run.
+        image_size: side of the images, pixels.
+        world: this rank.
+        metrics: where waits and answers are counted.
+        classifier: what is trained; PuzzleMix asks it where to look.
+
     Raises:
         ConfigError: if the server is not there, has no such mixer, or its mixer does not take such images.
         ArtefactError: if the artefact of policy `local` cannot be used.
     """
     plans = PlanSeed(run_seed=seed, rank=world.rank, alpha=config.resolved_alpha, per_sample=config.per_sample)
-    if config.policy != "remote":
-        yield InProcessMixing(_in_process_mixer(config, image_size, world), plans, world.device, metrics)
+    if config.policy == "local":
+        mixer = load_mixer(config.artefact, str(world.device))
+        mixer.spec.check_size(image_size, image_size)
+        yield InProcessMixing(mixer, plans, world.device, metrics)
+        return
+    if config.policy not in ("remote", "online"):
+        policy = _policy(config.policy, config.resolved_alpha, classifier)
+        yield InProcessMixing(policy, replace(plans, lam_of_draw=policy.lam_of_draw), world.device, metrics)
         return
     client = ClientConfig(deadline_s=config.deadline_s)
     with connect(config.endpoint, mixer=config.mixer, config=client, observer=metrics) as remote:
@@ -104,7 +120,7 @@ def open_mixing(
             log.info("mixer", extra={"endpoint": config.endpoint, "mixer": info.name, "version": info.version})
         yield RemoteMixing(
             remote,
-            fallback=hand_crafted(config.fallback),
+            fallback=_policy(config.fallback, usual_alpha(config.fallback), classifier),
             plans=plans,
             depth=config.depth,
             breaker=Breaker(),
@@ -114,20 +130,9 @@ def open_mixing(
         )
 
 
-def hand_crafted(policy: HandCrafted, alpha: float = 1.0) -> HandCraftedMixer:
-    """Make a hand-crafted mixer by its name."""
-    if policy == "none":
-        return no_mixing()
-    return mixup(alpha) if policy == "mixup" else cutmix(alpha)
-
-
-def _in_process_mixer(config: MixingConfig, image_size: int, world: World) -> Mixer:
-    if config.policy == "local":
-        mixer = load_mixer(config.artefact, str(world.device))
-        mixer.spec.check_size(image_size, image_size)
-        return mixer
-    assert config.policy not in ("remote", "online")
-    return hand_crafted(config.policy, config.resolved_alpha)
+def _policy(name: PolicyName, alpha: float, classifier: Classifier) -> HandCraftedMixer:
+    # PuzzleMix looks where the loss of the network in training is sensitive, as its paper has it.
+    return hand_crafted(name, alpha, saliency=gradient_saliency(classifier) if name == "puzzlemix" else None)
 
 
 def _wait_for_server(config: MixingConfig, remote: RemoteMixer) -> pb.MixerInfo:

@@ -10,8 +10,8 @@ others hanging in their all-reduce.
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -65,6 +65,8 @@ class PlanSeed:
     """Of the Beta distribution of lam."""
     per_sample: bool
     """One lam for each image instead of one for the batch."""
+    lam_of_draw: Callable[[Tensor], Tensor] = lambda draw: draw
+    """What a policy makes of the draws, float32 [B]; ResizeMix keeps lam within its scope."""
 
     def seed(self, epoch: int, step: int) -> int:
         """Seed of whatever one batch draws beyond its plan."""
@@ -73,7 +75,8 @@ class PlanSeed:
     def plan(self, epoch: int, step: int, batch_size: int) -> MixPlan:
         """Draw the plan of one batch."""
         generator = generator_for(self.run_seed, epoch, step, self.rank)
-        return draw_plan(batch_size, alpha=self.alpha, generator=generator, per_sample=self.per_sample)
+        plan = draw_plan(batch_size, alpha=self.alpha, generator=generator, per_sample=self.per_sample)
+        return replace(plan, lam=self.lam_of_draw(plan.lam))
 
 
 class InProcessMixing:

@@ -12,6 +12,7 @@ from trainer.methods.config import QUICK
 from trainer.mixing import MixingConfig
 from trainer.model import ModelConfig
 from trainer.optimise import OptimiserConfig
+from trainer.published_recipes import PUBLISHED_RECIPES
 
 _DIGITS = TrainConfig(
     data=DataConfig(
@@ -88,4 +89,5 @@ RECIPES: dict[str, tuple[str, TrainConfig]] = {
     "cifar_tiny_cpu": ("CIFAR at 32 px, ResNet-10 of a quarter width, in bf16: the accuracy table's.", _CIFAR_TINY),
     "small_cpu": ("Photographs at 64 px, ResNet-10 of half width, for a CPU.", _SMALL),
     "photo_cpu": ("Photographs at 224 px with ImageNet's augmentation, ResNet-18: one epoch on a CPU.", _PHOTO),
+    **PUBLISHED_RECIPES,
 }

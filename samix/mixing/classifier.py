@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from samix.errors import ConfigError
 from samix.mixing.backbone import BackboneSpec, build_backbone
 from samix.mixing.encoder import Channels, Normalise
 
@@ -33,7 +34,7 @@ class Classifier(nn.Module):
             clean_head: give clean images a linear head of their own, as the public reference does.
 
         Raises:
-            ConfigError: if there is no such backbone.
+            ConfigError: if there is no such backbone, or it cannot have a second head.
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reseed the GPUs too
@@ -58,6 +59,8 @@ class Classifier(nn.Module):
 
 
 def _second_head(backbone: nn.Module, num_classes: int) -> nn.Linear:
+    if not hasattr(backbone, "forward_head"):
+        raise ConfigError(f"{type(backbone).__name__} takes no second head for clean images; use a backbone of timm")
     head = nn.Linear(backbone.num_features, num_classes)  # type: ignore[arg-type] - timm's word for the channels before the head
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)

@@ -22,6 +22,7 @@ from samix.mixing.checksum import mixer_checksum
 from samix.mixing.classifier import Classifier
 from samix.mixing.encoder import feature_index, num_feature_channels, stage_features
 from samix.mixing.frozen import FrozenMixer, MaskNet, freeze
+from samix.mixing.losses import mixed_cross_entropy
 from samix.mixing.mixer_losses import eta_balanced_loss, mask_loss
 from samix.mixing.online_config import OnlineConfig, StepPlans
 from samix.mixing.render import blend, keep_plain, mixed_batch, upsample_masks
@@ -151,7 +152,9 @@ class OnlineMixer(nn.Module):
         return upsample_masks(logits, (images.shape[2], images.shape[3]), self.spec.rendering.upsampling)
 
     def _classification_loss(self, logits: Tensor, labels_a: Tensor, labels_b: Tensor, lam: Tensor) -> Tensor:
-        return eta_balanced_loss(logits, labels_a, labels_b, lam, self.config.eta)
+        if self.config.pairwise:
+            return eta_balanced_loss(logits, labels_a, labels_b, lam, self.config.eta)
+        return self.config.eta * mixed_cross_entropy(logits, labels_a, labels_b, lam)
 
     def _mask_loss(self, masks: Tensor, lam: Tensor) -> Tensor:
         return mask_loss(masks, lam, self.config.mask_margin, variance=self.config.mask_variance)

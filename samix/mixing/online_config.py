@@ -20,6 +20,9 @@ class OnlineConfig:
     """Draw one lam for each image. One for the whole batch is cancelled by the batch norm of a non-linear content."""
     no_fixed_points: bool = False
     """Never pair an image with itself; the published choice for small batches (CUB, Aircraft)."""
+    pairwise: bool = True
+    """Judge mixes between the two classes of a pair alone, beside eta times all classes: SAMix's eta-balanced loss.
+    False leaves the second term, which AutoMix has with eta = 1."""
     eta: float = 0.5
     """Weight of the global term of the mixer's loss: 0.5 on small data, 0.1 on ImageNet. Mode `paper` alone uses it."""
     mask_weight: float = 0.1

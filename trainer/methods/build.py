@@ -26,7 +26,8 @@ def build_method(config: TrainConfig, *, total_steps: int, device: torch.device)
         ConfigError: if there is no such backbone or stage, or settings contradict each other.
     """
     is_online = config.mixing.policy == "online"
-    clean_head = is_online and config.online.mode == "openmixup"
+    # A head that no loss reaches would stay random, and DDP would wait for its gradient.
+    clean_head = is_online and config.online.mode == "openmixup" and config.objective.clean_weight > 0
     classifier = build_classifier(config.model, config.data.num_classes, seed=config.seed, clean_head=clean_head)
     if not is_online:
         method = ClassifyMixed(classifier, config.objective).to(device)

@@ -3,7 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
+
 from samix.mixing.block import BlockSpec
+from samix.mixing.encoder import Encoder, feature_stride
 from samix.mixing.online_config import OnlineConfig
 from samix.mixing.presets import samix_spec
 from samix.mixing.render import Upsampling
@@ -36,8 +39,11 @@ class CoTrainingConfig(OnlineConfig):
         """Complete the settings of the mixer; its encoder is cut from the classifier's backbone.
 
         Raises:
-            ConfigError: if the backbone has no such stage, or does not take images of this size.
+            ConfigError: if the backbone has no such stage.
+            BadBatch: if the mixer would not take images of this size.
         """
+        with torch.device("meta"):  # for its shape alone: nothing is allocated or drawn
+            backbone = Encoder.build(model.backbone, self.stage).backbone
         spec = samix_spec(
             model.backbone,
             mean=model.mean,
@@ -48,7 +54,10 @@ class CoTrainingConfig(OnlineConfig):
             upsampling=self.upsampling,
             lam_margin=self.lam_margin,
         )
-        return replace(spec, mode=self.mode)
+        stride = feature_stride(backbone, model.backbone, self.stage)
+        spec = replace(spec, mode=self.mode, stride=stride)
+        spec.check_size(image_size, image_size)  # else the finished mixer would be refused when it is measured
+        return spec
 
 
 QUICK = CoTrainingConfig(momentum=0.95, momentum_end=0.99, mask_weight=1.0)

@@ -73,6 +73,6 @@ class Method(nn.Module, ABC):
         if state:
             raise RuntimeError(f"it holds {', '.join(sorted(state))}, which this method does not have")
 
-    def export(self, folder: Path, origin: Origin, pictures: Tensor) -> dict[str, Any]:
+    def export(self, folder: Path, origin: Origin, pictures: Tensor) -> dict[str, Any]:  # noqa: ARG002
         """Write what the run leaves beside the classifier; returns what its summary says about it."""
         return {}

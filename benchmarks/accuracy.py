@@ -14,18 +14,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy_report import accuracy_table, draw_accuracies
+from benchmarks.accuracy_report import accuracy_table, draw_accuracies, headline
 from benchmarks.machine import describe_machine
 from samix.errors import ConfigError
 from services.cli import program
 from services.config import parse_config
-from trainer.children import Child, start_child
+from trainer.children import Child, start_child, unwind_on_signals
 from trainer.methods.online import ARTEFACT
 from trainer.provenance import software
 from trainer.report import write_summary
+from trainer.state import CHECKPOINT
 
 _RUN_LIMIT_S = 4 * 3600.0
 _POLL_S = 0.5
+_FLAGS = "flags.json"
 
 _CUTMIX = ("--mixing.policy", "cutmix", "--mixing.alpha", "0.2")
 _FROZEN = ("--mixing.policy", "local")
@@ -108,14 +110,20 @@ class Run:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `python -m benchmarks.accuracy --train GLOB --val GLOB`."""
     config = parse_config(AccuracyConfig, "bench accuracy", argv)
+    unwind_on_signals()
     runs = [
         Run(way=way, seed=seed, folder=config.out / f"seed{seed}" / way.name) for seed in config.seeds for way in WAYS
     ]
-    _train_all(config, runs)
-    report = {
+    _refuse_other_settings(config, runs)
+    about = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "versions": software(),
+    }
+    print(headline(about), flush=True)
+    _train_all(config, runs)
+    report = {
+        **about,
         "settings": {"recipe": config.recipe, "seeds": config.seeds, "jobs": config.jobs, "flags": config.flags},
         "ways": [_gather(way, [run for run in runs if run.way is way]) for way in WAYS],
     }
@@ -175,21 +183,27 @@ def _source(run: Run, runs: Sequence[Run]) -> Run:
 @contextmanager
 def _start(config: AccuracyConfig, run: Run, runs: Sequence[Run]) -> Iterator[_UnderWay]:
     run.folder.mkdir(parents=True, exist_ok=True)
-    flags = ["--data.train", config.train, "--data.val", config.val, "--seed", str(run.seed), *run.way.flags]
-    if run.way.mixer_of:
-        flags += ["--mixing.artefact", str(_source(run, runs).folder / ARTEFACT)]
-    flags += ["--metrics.port", "0", "--metrics.linger-s", "0", *config.flags]
-    _refuse_other_settings(run.folder / "flags.json", [config.recipe, *flags])
-    resume = ["--resume"] if (run.folder / "checkpoint.pt").exists() else []
-    args = ["train", config.recipe, *flags, "--out", str(run.folder), *resume]
+    flags = _flags(config, run, runs)
+    (run.folder / _FLAGS).write_text(json.dumps(flags))
+    resume = ["--resume"] if (run.folder / CHECKPOINT).exists() else []
+    args = ["train", *flags, "--out", str(run.folder), *resume]
     with start_child("samix", args, run.folder / "run.log") as child:
         yield _UnderWay(run, child)
 
 
-def _refuse_other_settings(path: Path, flags: list[str]) -> None:
-    if path.exists() and json.loads(path.read_text()) != flags:
-        raise ConfigError(f"{path.parent} holds a run with other settings, see {path.name}; choose another --out")
-    path.write_text(json.dumps(flags))
+def _flags(config: AccuracyConfig, run: Run, runs: Sequence[Run]) -> list[str]:
+    flags = [config.recipe, "--data.train", config.train, "--data.val", config.val, "--seed", str(run.seed)]
+    flags += run.way.flags
+    if run.way.mixer_of:
+        flags += ["--mixing.artefact", str(_source(run, runs).folder / ARTEFACT)]
+    return [*flags, "--metrics.port", "0", "--metrics.linger-s", "0", *config.flags]
+
+
+def _refuse_other_settings(config: AccuracyConfig, runs: Sequence[Run]) -> None:
+    for run in runs:
+        path = run.folder / _FLAGS
+        if path.exists() and json.loads(path.read_text()) != _flags(config, run, runs):
+            raise ConfigError(f"{run.folder} holds a run with other settings, see {path.name}; choose another --out")
 
 
 if __name__ == "__main__":

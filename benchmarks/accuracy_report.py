@@ -7,6 +7,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 
+def headline(about: dict[str, Any]) -> str:
+    """Name machine, commit and date in one line."""
+    machine, versions = about["machine"], about["versions"]
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']}; "
+        f"commit {versions['commit']}, torch {versions['torch']}, {about['date']}"
+    )
+
+
 def accuracy_table(report: dict[str, Any]) -> str:
     """Lay out one line for each way of training: top-1 in percent of each seed, mean and spread, and its cost.
 
@@ -20,7 +29,7 @@ def accuracy_table(report: dict[str, Any]) -> str:
         cells = "".join(f"{accuracy:<9.2f}" for accuracy in accuracies)
         minutes = fmean(run["seconds"] for run in way["runs"]) / 60
         lines.append(f"{way['title']:<26}{cells}{fmean(accuracies):>7.2f} {_spread(accuracies):>7.2f} {minutes:>8.1f}")
-    return "\n".join([*lines, "", *_mixer_lines(report)])
+    return "\n".join([*lines, "", *_seed_lines(report), *_mixer_lines(report)])
 
 
 def draw_accuracies(path: Path, report: dict[str, Any]) -> None:
@@ -42,6 +51,16 @@ def draw_accuracies(path: Path, report: dict[str, Any]) -> None:
 
 def _spread(values: list[float]) -> float:
     return stdev(values) if len(values) > 1 else 0.0
+
+
+def _seed_lines(report: dict[str, Any]) -> list[str]:
+    """Say how long all runs of a seed took, as many at a time as there were."""
+    runs = [run for way in report["ways"] for run in way["runs"]]
+    jobs, lines = report["settings"]["jobs"], []
+    for seed in sorted({run["seed"] for run in runs}):
+        minutes = sum(run["seconds"] for run in runs if run["seed"] == seed) / 60
+        lines.append(f"seed {seed}: {minutes:.0f} minutes of runs, {minutes / jobs:.0f} with {jobs} at a time")
+    return lines
 
 
 def _mixer_lines(report: dict[str, Any]) -> list[str]:

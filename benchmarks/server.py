@@ -4,7 +4,6 @@ Bare passes and served streams take turns within each round, so that other work 
 the ratio, not the images/s, between machines and days.
 """
 
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,7 +28,7 @@ from samix.mixing.presets import resnet18_spec, tiny_spec
 from services.cli import program
 from services.config import parse_config
 from services.malloc import tune_malloc
-from trainer.children import start_child
+from trainer.children import start_child, unwind_on_signals
 from trainer.provenance import software
 from trainer.report import write_summary
 
@@ -72,9 +71,7 @@ class BenchServerConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `python -m benchmarks.server`."""
     config = parse_config(BenchServerConfig, "bench server", argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
-            signal.signal(number, signal.default_int_handler)  # the server is stopped as after Ctrl-C
+    unwind_on_signals()
     tune_malloc()
     torch.set_num_threads(1)
     config.json.parent.mkdir(parents=True, exist_ok=True)

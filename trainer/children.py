@@ -126,6 +126,13 @@ def start_child(module: str, args: Sequence[str], log: Path) -> Iterator[Child]:
             child.stop()
 
 
+def unwind_on_signals() -> None:
+    """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does, which stops the children."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, signal.default_int_handler)
+
+
 def _descendants(process_id: int) -> list[int]:
     """Find the living children of a process, their children and so on (Linux; elsewhere none are found)."""
     children: list[int] = []

@@ -1,7 +1,6 @@
 """Try the whole product in minutes: pretrain a mixer on handwritten digits, serve it, train on it."""
 
 import json
-import signal
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from services.cli import program
 from services.config import parse_config
 from services.shards.index import escape
 from services.shards.order import default_lanes
-from trainer.children import start_child
+from trainer.children import start_child, unwind_on_signals
 from trainer.provenance import software
 from trainer.recipes import RECIPES
 from trainer.report import draw_comparison, write_summary
@@ -53,15 +52,8 @@ class QuickstartConfig:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `samix quickstart --out DIR`."""
     config = parse_config(QuickstartConfig, "quickstart", argv)
-    _unwind_on_signals()
+    unwind_on_signals()
     Quickstart(config).run()
-
-
-def _unwind_on_signals() -> None:
-    """Let SIGTERM and a closed terminal unwind the stack as Ctrl-C does, which stops the children."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
-            signal.signal(number, signal.default_int_handler)
 
 
 @dataclass

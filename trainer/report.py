@@ -37,9 +37,14 @@ class RunLog:
         self.rows = [row for row in rows if row["epoch"] <= last_epoch]
         self._started -= self.rows[-1]["seconds"] if self.rows else 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Time since the run began, that before it was resumed included."""
+        return time.monotonic() - self._started
+
     def write(self, event: str, **fields: Any) -> None:
         """Add an event, such as "step" or "epoch"."""
-        row = {"event": event, "seconds": round(time.monotonic() - self._started, 3), **fields}
+        row = {"event": event, "seconds": round(self.seconds, 3), **fields}
         is_first, self._is_open = not self._is_open, True
         self.rows.append(row)
         if self._is_writer:

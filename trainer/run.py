@@ -88,14 +88,13 @@ def _open(config: TrainConfig, world: World, metrics: TrainerMetrics) -> Iterato
 
 
 def _train(recipe: str, run: Run) -> None:
-    started = time.monotonic()
     if run.world.is_main:
         write_resolved(run.config, run.config.out / "config.json")
     first_epoch = restore(run) if run.config.resume else 0
     network = _wrapped(run.method, run.world)
     accuracies = [_epoch(run, network, epoch) for epoch in range(first_epoch, run.config.epochs)]
     heads = {name: evaluate(run.method, run.val, run.world, head) for name, head in run.method.further_heads().items()}
-    summary = summarise(recipe, run, accuracies, heads, time.monotonic() - started)
+    summary = summarise(recipe, run, accuracies, heads)
     page = run.config.out / f"metrics-rank{run.world.rank}.txt"
     page.write_bytes(generate_latest(run.metrics.registry))
     if run.world.is_main:

@@ -16,9 +16,7 @@ _FAMILIES = {
 }
 
 
-def summarise(
-    recipe: str, run: Run, accuracies: Sequence[Accuracy], heads: Mapping[str, Accuracy], seconds: float
-) -> Row:
+def summarise(recipe: str, run: Run, accuracies: Sequence[Accuracy], heads: Mapping[str, Accuracy]) -> Row:
     """Add up what all ranks did; every rank must call it.
 
     Args:
@@ -26,7 +24,6 @@ def summarise(
         run: of this rank.
         accuracies: after each epoch of this process.
         heads: at the end, of what the method names beside the classifier.
-        seconds: how long training took.
     """
     ranks = run.world.gather({name: int(run.metrics.value(family)) for name, family in _FAMILIES.items()})
     epochs = run.run_log.of("epoch")
@@ -48,6 +45,6 @@ def summarise(
         "retries": sum(rank["retries"] for rank in ranks),
         "ranks": ranks,
         "wait_share": sum(row["wait_share"] for row in epochs) / len(epochs),
-        "seconds": round(seconds, 1),
+        "seconds": round(run.run_log.seconds, 1),
         "images_per_s": round(sum(row["images_per_s"] for row in epochs) / len(epochs), 1),
     }

@@ -15,6 +15,7 @@ from trainer.quality import mask_quality
 
 ROOT = Path(__file__).parent.parent
 ARTEFACTS = sorted((ROOT / "mixers").glob("*.safetensors"))
+DIGITS = ROOT / "mixers/samix-digits-r10.safetensors"
 
 
 def test_the_training_loop_of_the_readme_trains():
@@ -25,7 +26,7 @@ def test_the_training_loop_of_the_readme_trains():
     model, before = torch.nn.Sequential(torch.nn.Flatten(), linear), linear.weight.detach().clone()
     batch = torch.zeros(4, 3, 16, 16, dtype=torch.uint8) + 99, torch.arange(4)
 
-    with serve(load_mixer(ARTEFACTS[0])) as server:
+    with serve(load_mixer(DIGITS)) as server:
         code = block[1].replace("localhost:8001", server.addresses["grpc"])
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
         exec(code, {"epochs": 1, "loader": [batch] * 3, "model": model, "optimiser": optimiser})
@@ -44,7 +45,7 @@ def test_a_shipped_mixer_has_a_card_with_its_version(path: Path):
 
 def test_the_digits_mixer_is_not_trivial():
     """Its masks follow lambda and vary over the picture, as its card says."""
-    mixer = load_mixer(ROOT / "mixers/samix-digits-r10.safetensors")
+    mixer = load_mixer(DIGITS)
 
     quality = mask_quality(mixer, _digits(mixer), seed=0)
 

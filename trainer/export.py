@@ -1,13 +1,16 @@
 """A trained mixer leaves its run: measured, with its origin, as an artefact."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from samix.mixing.artefact import save_artefact
 from samix.mixing.frozen import FrozenMixer
+from services.shards.dataset import Batch
 from trainer.provenance import software
 from trainer.quality import mask_quality
 
@@ -26,6 +29,16 @@ class Origin:
     """Times it saw them."""
     seed: int
     """Of everything that was drawn."""
+
+
+def first_pictures(batches: Iterable[Batch], count: int = 256) -> Tensor:
+    """Collect up to `count` pictures uint8 [N, 3, H, W] to look at masks on."""
+    collected: list[Tensor] = []
+    for batch in batches:
+        collected.append(batch.images)
+        if sum(map(len, collected)) >= count:
+            break
+    return torch.cat(collected)[:count]
 
 
 def export_mixer(path: Path, mixer: FrozenMixer, pictures: Tensor, origin: Origin) -> dict[str, float]:
@@ -52,4 +65,6 @@ def export_mixer(path: Path, mixer: FrozenMixer, pictures: Tensor, origin: Origi
     }
     save_artefact(path, mixer, provenance)
     log.info("artefact", extra={"path": str(path), "mixer": mixer.name, "version": mixer.version, **figures})
+    if quality.is_trivial or quality.ignores_lam:
+        log.warning("mixer_not_usable", extra={"is_trivial": quality.is_trivial, "ignores_lam": quality.ignores_lam})
     return figures

@@ -81,9 +81,9 @@ def train_epoch(
 
 
 def _check_finite(losses: Losses, lr: float) -> None:
-    total = losses.total.item()
-    if not math.isfinite(total):
-        raise ConfigError(f"the loss became {total} at learning rate {lr:g}; lower --optimiser.lr")
+    for name, value in {"loss": losses.total, **losses.figures}.items():
+        if not math.isfinite(value.item()):
+            raise ConfigError(f"the {name} became {value.item()} at learning rate {lr:g}; lower --optimiser.lr")
 
 
 def _count(step: Step, metrics: TrainerMetrics) -> None:

@@ -43,7 +43,7 @@ class MixingConfig:
     alpha: float = 0.0
     """Both parameters of the Beta distribution of lam; 0 is the policy's usual one: 2 for learned mixers, else 1."""
     per_sample: bool = False
-    """Draw one lam for each image instead of one for the batch."""
+    """Draw one lam for each image instead of one for the batch; policy `online` has --online.per-sample-lam."""
     depth: int = 4
     """Batches under way to the server while the model trains."""
     deadline_s: float = 5.0

@@ -18,8 +18,9 @@ from services.shards.config import DataConfig
 from services.shards.index import open_shards
 from services.shards.loader import TrainLoader, train_loader
 from services.shards.reader import count_classes
-from trainer.export import Origin, export_mixer
+from trainer.export import Origin, export_mixer, first_pictures
 from trainer.loop import train_epoch
+from trainer.methods.config import needs_clean_head
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.model import build_classifier
@@ -64,16 +65,15 @@ def pretrain(recipe: str, config: PretrainConfig) -> None:
         )
         for epoch in range(config.epochs):
             _epoch(config, method, update, planning, loader, epoch, world)
-        pictures = next(iter(loader)).images
+        pictures = first_pictures(loader)
     write_resolved(config, config.out.with_suffix(".config.json"))
     origin = Origin(recipe=recipe, data=config.data, epochs=config.epochs, seed=config.seed)
     export_mixer(config.out, method.online.freeze(config.mixer_name), pictures, origin)
 
 
 def _co_training(config: PretrainConfig, num_classes: int, total_steps: int) -> CoTraining:
-    classifier = build_classifier(
-        config.model, num_classes, seed=config.seed, clean_head=config.online.mode == "openmixup"
-    )
+    clean_head = needs_clean_head(config.online, config.objective)
+    classifier = build_classifier(config.model, num_classes, seed=config.seed, clean_head=clean_head)
     spec = config.online.mixer_spec(config.model, config.loading.image_size)
     return CoTraining.build(
         classifier, spec, config.online, config.objective, seed=config.seed, total_steps=total_steps

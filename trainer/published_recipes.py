@@ -2,7 +2,8 @@
 
 Each comes twice: as the papers mean it, and with `_openmixup` as the public reference computes it, for comparing with
 the published numbers (fixed gamma, ELU, one lam per batch, a head and a loss for clean images, and its schedules of the
-mask loss). Learning rates here fall per step, there per epoch.
+mask loss). Learning rates here fall per step, there per epoch. Lambda curves stand in no
+paper; both take them from the reference.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ import tyro
 
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.block import BlockSpec
-from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD
+from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, RESNET18, RESNET18_CIFAR, RESNET50
 from samix.mixing.schedules import MaskSchedule
 from services.shards.config import DataConfig
 from trainer.config import TrainConfig
@@ -27,7 +28,7 @@ _ONLINE = MixingConfig(policy="online")
 def _cifar100(online: CoTrainingConfig) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(train=tyro.MISSING, val=tyro.MISSING, num_classes=100, global_batch=100),
-        model=ModelConfig(backbone=BackboneSpec(name="resnet18", stem="cifar"), mean=CIFAR_MEAN, std=CIFAR_STD),
+        model=ModelConfig(backbone=RESNET18_CIFAR, mean=CIFAR_MEAN, std=CIFAR_STD),
         mixing=_ONLINE,
         online=replace(online, mixer_optimiser=OptimiserConfig(lr=0.1, min_lr=0.05)),
         # Deliberately high to the end: the momentum copy must go on moving.
@@ -47,7 +48,7 @@ def _tiny_imagenet(online: CoTrainingConfig) -> TrainConfig:
             global_batch=100,
             augment="resized_crop",
         ),
-        model=ModelConfig(backbone=BackboneSpec(name="resnet18", stem="cifar")),
+        model=ModelConfig(backbone=RESNET18_CIFAR),
         mixing=_ONLINE,
         online=replace(online, mixer_optimiser=OptimiserConfig(lr=0.1, min_lr=0.001)),
         optimiser=OptimiserConfig(lr=0.2, min_lr=0.05),
@@ -56,7 +57,7 @@ def _tiny_imagenet(online: CoTrainingConfig) -> TrainConfig:
     )
 
 
-def _imagenet(backbone: str, online: CoTrainingConfig) -> TrainConfig:
+def _imagenet(backbone: BackboneSpec, online: CoTrainingConfig) -> TrainConfig:
     return TrainConfig(
         data=DataConfig(
             train=tyro.MISSING,
@@ -68,7 +69,7 @@ def _imagenet(backbone: str, online: CoTrainingConfig) -> TrainConfig:
             eval_resize=256,
             num_workers=8,
         ),
-        model=ModelConfig(backbone=BackboneSpec(name=backbone)),
+        model=ModelConfig(backbone=backbone),
         mixing=_ONLINE,
         online=replace(online, mixer_optimiser=OptimiserConfig(lr=0.1, min_lr=0.001, momentum=0.0)),
         epochs=100,
@@ -88,7 +89,7 @@ def _cub(online: CoTrainingConfig) -> TrainConfig:
             crop_scale=(0.5, 1.0),
             eval_resize=256,
         ),
-        model=ModelConfig(backbone=BackboneSpec(name="resnet18"), weights=tyro.MISSING),
+        model=ModelConfig(backbone=RESNET18, weights=tyro.MISSING),
         mixing=_ONLINE,
         online=replace(
             online,
@@ -107,8 +108,7 @@ _SAMIX_IMAGENET = replace(_SAMIX, block=BlockSpec(dropout=0.1), eta=0.1, momentu
 _SAMIX_CUB = replace(_SAMIX, block=BlockSpec(lam_curve=1.0, dropout=0.1), momentum_end=0.99999)
 _AUTOMIX_SMALL = replace(
     _SAMIX,
-    # As published for CIFAR: lam does not enter the block, its masks learn it from the mask loss alone.
-    block=BlockSpec(lam_encoding="none", learnable_gamma=False, content="linear", attention="cross"),
+    block=BlockSpec(lam_encoding="concat", learnable_gamma=False, content="linear", attention="cross"),
     upsampling="nearest",
     pairwise=False,
     eta=1.0,
@@ -118,10 +118,13 @@ _AUTOMIX_SMALL = replace(
 
 def _as_openmixup(config: TrainConfig, schedule: MaskSchedule) -> TrainConfig:
     """Turn a recipe into the public reference's."""
+    block = replace(config.online.block, learnable_gamma=False, activation="elu")
+    if block.lam_encoding == "concat":
+        block = replace(block, lam_encoding="none")  # its AutoMix on CIFAR: the masks do not know lam at all
     online = replace(
         config.online,
         mode="openmixup",
-        block=replace(config.online.block, learnable_gamma=False, activation="elu"),
+        block=block,
         per_sample_lam=False,
         mask_schedule=schedule,
     )
@@ -138,12 +141,12 @@ _RECIPES: dict[str, tuple[str, TrainConfig, MaskSchedule]] = {
     "tiny_r18_samix": ("Tiny-ImageNet, ResNet-18, SAMix online, 400 epochs.", _tiny_imagenet(_SAMIX), "constant"),
     "imagenet_r18_samix_100ep": (
         "ImageNet-1k, ResNet-18, SAMix online, 100 epochs.",
-        _imagenet("resnet18", _SAMIX_IMAGENET),
+        _imagenet(RESNET18, _SAMIX_IMAGENET),
         "compounding",
     ),
     "imagenet_r50_samix_100ep": (
         "ImageNet-1k, ResNet-50, SAMix online, 100 epochs.",
-        _imagenet("resnet50", _SAMIX_IMAGENET),
+        _imagenet(RESNET50, _SAMIX_IMAGENET),
         "compounding",
     ),
     "cub_r18_samix": (

@@ -50,7 +50,7 @@ def save(run: Run, epoch: int) -> None:
 
 
 def restore(run: Run) -> int:
-    """Take up the state of the last saved epoch; returns the number of epochs that are done.
+    """Take up the state of the last saved epoch; returns the number of epochs that are done, which may be all.
 
     Raises:
         ConfigError: if there is no checkpoint, or it is not of this run.
@@ -60,13 +60,13 @@ def restore(run: Run) -> int:
     done: int = state["epoch"]
     if state["seed"] != run.config.seed:
         raise ConfigError(f"{path} was trained with seed {state['seed']}, got --seed {run.config.seed}; use the same")
-    if done >= run.config.epochs:
-        raise ConfigError(f"{path} has {done} of --epochs {run.config.epochs} behind it; there is nothing to resume")
+    if done > run.config.epochs:
+        raise ConfigError(f"{path} has {done} epochs behind it, more than --epochs {run.config.epochs}; ask for more")
     try:
         run.method.classifier.load_state_dict(state["model"])
         run.method.load_further_state(state["method"])
         run.update.load_state_dict(state["update"])
-    except (KeyError, RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{path} is of another model ({reason}); resume with the recipe and flags it had") from error
     run.run_log.reopen(last_epoch=done)

@@ -127,7 +127,7 @@ class MixingBlock(nn.Module):
         return super()._apply(keep_float32, recurse)
 
     def _encode_lam(self, features: Tensor, share: Tensor) -> Tensor:
-        if self.spec.lam_encoding == "multiply":  # z_lam = (1 + gamma * lam) z, AMix section 4
+        if self.spec.lam_encoding == "multiply":  # z_lam = (1 + gamma * lam) z, AMix, section 3.2
             return features * (1 + self.gamma * bend_lam(share, self.spec.lam_curve))
         if self.spec.lam_encoding == "concat":
             return torch.cat([features, share.expand(len(features), 1, *features.shape[2:])], dim=1)

@@ -61,7 +61,9 @@ class Classifier(nn.Module):
 def _second_head(backbone: nn.Module, num_classes: int) -> nn.Linear:
     if not hasattr(backbone, "forward_head"):
         raise ConfigError(f"{type(backbone).__name__} takes no second head for clean images; use a backbone of timm")
-    head = nn.Linear(backbone.num_features, num_classes)  # type: ignore[arg-type] - timm's word for the channels before the head
+    # Some bodies have a layer between their features and the last one; the words are timm's.
+    width = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+    head = nn.Linear(width, num_classes)  # type: ignore[arg-type] - timm's word for the channels before the head
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
     return head

@@ -154,7 +154,11 @@ def decoupled_bce(
         threshold: t, as for `DecoupledConfig`.
         exponent: xi, likewise.
         over_classes: how the classes of one image are reduced; the public reference sums.
+
+    Raises:
+        ConfigError: if threshold or exponent is out of bounds.
     """
+    DecoupledConfig(threshold=threshold, exponent=exponent)  # it refuses what makes no sense here either
     logits = at_least_float32(logits)
     alone = labels_a == labels_b
     of_a, of_b = (

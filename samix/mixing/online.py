@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from samix.errors import ConfigError
 from samix.mixing.adjust import adjust_masks
 from samix.mixing.batch import MixedBatch, MixPlan
 from samix.mixing.block import MixingBlock
@@ -65,7 +66,15 @@ class OnlineMixer(nn.Module):
             spec: settings of the mixer; its backbone is that of `student`.
             config: how to co-train.
             student: the classifier.
+
+        Raises:
+            ConfigError: if the two normalise images differently: the mixer would be shipped with another encoder than
+                it was trained with.
         """
+        for name in ("mean", "std"):
+            ours, theirs = getattr(spec, name), tuple(getattr(student.normalise, name).flatten().tolist())
+            if any(abs(mine - other) > 1e-6 for mine, other in zip(ours, theirs, strict=True)):
+                raise ConfigError(f"the mixer's {name} is {ours}, the classifier's {theirs}; give both the same")
         block = MixingBlock(spec.block, num_feature_channels(student.backbone, spec.stage))
         return cls(spec, config, copy.deepcopy(student).requires_grad_(False), block).train()
 
@@ -132,7 +141,14 @@ class OnlineMixer(nn.Module):
             step: number of the step, from 0.
             total_steps: steps of the whole run.
         """
-        momentum = ema_momentum(step, total_steps, start=self.config.momentum, end=self.config.momentum_end)
+        config = self.config
+        momentum = ema_momentum(
+            step,
+            total_steps,
+            start=config.momentum,
+            end=config.momentum_end,
+            constant_share=config.momentum_constant_share,
+        )
         copies, targets = self._following(), self._originals(student)
         get_ema_multi_avg_fn(momentum)(copies, targets, 0)
 

@@ -22,7 +22,7 @@ class OnlineConfig:
     """Never pair an image with itself; the published choice for small batches (CUB, Aircraft)."""
     pairwise: bool = True
     """Judge mixes between the two classes of a pair alone, beside eta times all classes: SAMix's eta-balanced loss.
-    False leaves the second term, which AutoMix has with eta = 1."""
+    False leaves the second term, which AutoMix has with eta = 1. Mode `paper` alone uses it."""
     eta: float = 0.5
     """Weight of the global term of the mixer's loss: 0.5 on small data, 0.1 on ImageNet. Mode `paper` alone uses it."""
     mask_weight: float = 0.1
@@ -40,6 +40,8 @@ class OnlineConfig:
     """Of the momentum copy, until it rises. Short runs need 0.99, or the copy stays near its random start."""
     momentum_end: float = 0.999999
     """Of the momentum copy, at the last step."""
+    momentum_constant_share: float = 0.1
+    """Share of the run before it rises; 0.25 for vision transformers."""
 
     def __post_init__(self) -> None:
         check_alpha(self.alpha)
@@ -47,8 +49,9 @@ class OnlineConfig:
             raise ConfigError(
                 f"momentum must satisfy 0 <= momentum <= momentum_end <= 1, got {self.momentum} and {self.momentum_end}"
             )
-        if not 0 <= self.mask_adjust <= 1:
-            raise ConfigError(f"mask_adjust is a probability, 0..1, got {self.mask_adjust}")
+        for name in ("mask_adjust", "momentum_constant_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if not (0 <= self.eta <= 1e6 and 0 <= self.mask_weight <= 1e6 and 0 <= self.mask_margin <= 1):
             raise ConfigError(
                 "eta and mask_weight must not be negative and mask_margin must lie in [0, 1], got "

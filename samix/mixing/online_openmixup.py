@@ -8,13 +8,14 @@ What differs from the papers, and stands below method by method:
 * the momentum copy follows parameters only and runs in training mode, with batch-norm statistics of its own (B8).
 
 Not repeated is the clean pass through layers behind the stage (B19): it moves running statistics that training never
-reads. The numbers in brackets are explained in docs/samix.md.
+reads; an evaluation of the momentum copy's heads does, and may differ there. The numbers in brackets are explained in
+docs/samix.md.
 """
 
 from torch import Tensor, nn
 
 from samix.errors import ConfigError
-from samix.mixing.block import MixingBlock
+from samix.mixing.block import BlockSpec, MixingBlock
 from samix.mixing.classifier import Classifier
 from samix.mixing.losses import mixed_cross_entropy
 from samix.mixing.mixer_losses import MaskLossKind, batch_mask_loss
@@ -55,10 +56,21 @@ def build_online_mixer(spec: MixerSpec, config: OnlineConfig, student: Classifie
     """Start a mixer in the mode its spec names; see `OnlineMixer.build`.
 
     Raises:
-        ConfigError: if mode `openmixup` is to draw one lam per image, which its losses do not know.
+        ConfigError: if mode `openmixup` comes with settings that the reference does not have.
     """
     if spec.mode == "paper":
         return OnlineMixer.build(spec, config, student)
+    _refuse_what_the_reference_lacks(spec.block, config)
+    return OpenMixupOnlineMixer.build(spec, config, student)
+
+
+def _refuse_what_the_reference_lacks(block: BlockSpec, config: OnlineConfig) -> None:
+    """Refuse the papers' settings, so that what is named after the reference is comparable with it."""
     if config.per_sample_lam:
         raise ConfigError("mode 'openmixup' draws one lam per batch; set per_sample_lam to False")
-    return OpenMixupOnlineMixer.build(spec, config, student)
+    if block.lam_encoding == "multiply" and block.learnable_gamma:
+        raise ConfigError("mode 'openmixup' has a fixed gamma; set block.learnable_gamma to False")
+    if block.content == "nonlinear" and block.activation != "elu":
+        raise ConfigError(f"mode 'openmixup' has ELU in its content, got {block.activation!r}; set block.activation")
+    if config.mask_schedule == "linear":
+        raise ConfigError("mode 'openmixup' has mask_schedule 'constant' or 'compounding', got 'linear'; set one")

@@ -29,8 +29,8 @@ from samix.mixing.spec import MixerSpec
 
 Normalisation = Literal["cifar", "imagenet"]
 
+_MAX_TOKENS = 4096  # 64 MB of attention for each image
 _STATISTICS = {"cifar": (CIFAR_MEAN, CIFAR_STD), "imagenet": (IMAGENET_MEAN, IMAGENET_STD)}
-_USUAL_SIZE = {"cifar": 32, "imagenet": 224}
 _CURE = "give a whole checkpoint of a published setting"
 
 # Ours to theirs; the first that fits counts.
@@ -61,7 +61,8 @@ class ImportChoices:
     """Pairs with lam or 1 - lam up to this get the constant mask lam: 0 leaves all masks to the mixing block, 0.08 is
     what classifiers were trained with."""
     image_size: int = 0
-    """Side of its training images in pixels; 0 takes 32 with a CIFAR stem and 224 with an ImageNet stem."""
+    """Side of its training images in pixels; 0 takes 224 with an ImageNet stem, and with a CIFAR stem 32, or 64 where
+    the normalisation is ImageNet's (Tiny-ImageNet)."""
 
 
 def import_openmixup(state: Weights, choices: ImportChoices) -> tuple[MixerSpec, dict[str, Tensor]]:
@@ -125,7 +126,7 @@ def _spec(backbone: BackboneSpec, block: BlockSpec, stage: int, choices: ImportC
             "CIFAR-100, imagenet for everything else"
         )
     mean, std = _STATISTICS[choices.normalisation]
-    size = choices.image_size or _USUAL_SIZE[backbone.stem]
+    size = choices.image_size or _usual_size(backbone, choices.normalisation)
     spec = samix_spec(
         backbone,
         mean=mean,
@@ -136,10 +137,18 @@ def _spec(backbone: BackboneSpec, block: BlockSpec, stage: int, choices: ImportC
         upsampling=choices.upsampling or ("bilinear" if block.content == "nonlinear" else "nearest"),
         lam_margin=choices.lam_margin,
     )
+    if not spec.min_side <= size <= spec.max_side or spec.tokens(size, size) > _MAX_TOKENS:
+        raise ConfigError(
+            f"images of {size} x {size} are too many features; give the side it was trained on, 32 to 224"
+        )
     # Early stages have more features than the usual limit, which must not refuse the images the mixer was trained on.
-    spec = replace(spec, mode="openmixup", max_tokens=max(spec.max_tokens, spec.tokens(size, size)))
-    spec.check_size(size, size)
-    return spec
+    return replace(spec, mode="openmixup", max_tokens=max(spec.max_tokens, spec.tokens(size, size)))
+
+
+def _usual_size(backbone: BackboneSpec, normalisation: str) -> int:
+    if backbone.stem == "imagenet":
+        return 224
+    return 32 if normalisation == "cifar" else 64
 
 
 def _weights(state: Weights, spec: MixerSpec) -> dict[str, Tensor]:

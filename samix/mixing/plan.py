@@ -14,8 +14,6 @@ SAMIX_ALPHA = 2.0
 """The papers draw lam from Beta(2, 2) for every learned mixer."""
 
 _MAX_ALPHA = 1e6  # lam is 0.5 to three digits there, and far above it numpy's sampler overflows to 0 and NaN
-
-
 _REDRAWS = 10  # a random permutation has no fixed point with probability 1/e: one in a hundred batches is shifted
 
 

@@ -4,6 +4,7 @@ from typing import Literal, Required, TypedDict
 
 import torch
 
+from samix.errors import ConfigError
 from samix.mixing.backbone import BackboneSpec, build_backbone
 from samix.mixing.block import BlockSpec
 from samix.mixing.encoder import Channels, feature_stride
@@ -61,7 +62,7 @@ def samix_spec(
         lam_margin: distance of lam from 0 and 1 within which images are mixed plainly.
 
     Raises:
-        ConfigError: if there is no such backbone or stage.
+        ConfigError: if there is no such stage; of a backbone that does not exist at the latest when it is built.
     """
     return MixerSpec(
         backbone=backbone,
@@ -109,13 +110,13 @@ class _Geometry(TypedDict, total=False):
 def _geometry(backbone: BackboneSpec, stage: int) -> _Geometry:
     """Work out the stride of a stage, and the sides an encoder takes where they are not the usual ones."""
     if backbone.name.startswith(("resnet", "resnext")):  # recipes are made at import, and timm takes three seconds
+        if not 0 <= stage <= 3:
+            raise ConfigError(f"stage must be 0..3 for this backbone, got {stage}")
         return {"stride": (1 if backbone.stem == "cifar" else 4) * 2**stage}
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         network = build_backbone(backbone, num_classes=0)
     stride, size = feature_stride(network, backbone, stage), fixed_size(network)
     if size is None:
-        return {
-            "stride": stride,
-            "min_side": max(8, stride),
-        }  # some networks round sides down, and one feature is needed
+        # Some networks round sides down, and one feature is needed.
+        return {"stride": stride, "min_side": max(8, stride)}
     return {"stride": stride, "min_side": min(size), "max_side": max(size)}

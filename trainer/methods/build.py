@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from samix.mixing.online_config import OnlineConfig
 from trainer.config import TrainConfig
+from trainer.methods.config import needs_clean_head
 from trainer.methods.method import Method
 from trainer.methods.mixed import ClassifyMixed
 from trainer.methods.online import CoTraining
@@ -26,8 +29,7 @@ def build_method(config: TrainConfig, *, total_steps: int, device: torch.device)
         ConfigError: if there is no such backbone or stage, or settings contradict each other.
     """
     is_online = config.mixing.policy == "online"
-    # A head that no loss reaches would stay random, and DDP would wait for its gradient.
-    clean_head = is_online and config.online.mode == "openmixup" and config.objective.clean_weight > 0
+    clean_head = is_online and needs_clean_head(config.online, config.objective)
     classifier = build_classifier(config.model, config.data.num_classes, seed=config.seed, clean_head=clean_head)
     if not is_online:
         method = ClassifyMixed(classifier, config.objective).to(device)
@@ -54,7 +56,7 @@ def open_batches(
     """
     if config.mixing.policy == "online":
         yield Planning(
-            config=config.online,
+            config=_drawing(config),
             run_seed=config.seed,
             rank=world.rank,
             steps_per_epoch=steps_per_epoch,
@@ -70,3 +72,8 @@ def open_batches(
         classifier=method.classifier,
     ) as mixing:
         yield mixing
+
+
+def _drawing(config: TrainConfig) -> OnlineConfig:
+    """Let the alpha that is set for any policy hold for the online one too."""
+    return replace(config.online, alpha=config.mixing.alpha or config.online.alpha)

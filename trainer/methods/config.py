@@ -11,6 +11,7 @@ from samix.mixing.online_config import OnlineConfig
 from samix.mixing.presets import samix_spec
 from samix.mixing.render import Upsampling
 from samix.mixing.spec import MixerSpec
+from trainer.methods.objective import ObjectiveConfig
 from trainer.model import ModelConfig
 from trainer.optimise import OptimiserConfig
 
@@ -60,6 +61,13 @@ class CoTrainingConfig(OnlineConfig):
         return spec
 
 
+def needs_clean_head(online: CoTrainingConfig, objective: ObjectiveConfig) -> bool:
+    """Tell whether clean images have a head of their own: where the reference has one, and a loss reaches it."""
+    # Left at random otherwise, and DDP would wait for its gradient.
+    return online.mode == "openmixup" and objective.clean_weight > 0
+
+
 QUICK = CoTrainingConfig(momentum=0.95, momentum_end=0.99, mask_weight=1.0)
 """For runs of a few thousand steps: the momentum copy must follow quickly, or the mixer learns from a network near its
-random start (at the published 0.999 the masks of a six-epoch run stay constant)."""
+random start (at the published 0.999 the masks of a six-epoch run stay constant), and the mask loss must weigh ten times
+as much to bring the masks' means to lam in the time."""

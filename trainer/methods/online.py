@@ -105,8 +105,10 @@ class CoTraining(Method):
         """Take up momentum copy and block.
 
         Raises:
-            KeyError, RuntimeError: if it is of another method or mixer.
+            RuntimeError: if it is of another method or mixer.
         """
+        if "online" not in state:
+            raise RuntimeError("it holds no mixer in training")
         self.online.load_state_dict(state["online"])
 
     def export(self, folder: Path, origin: Origin, pictures: Tensor) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Configuration and recipes of `samix pretrain`."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
@@ -10,7 +10,7 @@ from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, HALF, TINY_RESNET
 from services.logs import LogFormat
 from services.shards.config import LoadingConfig
 from trainer.loop import Precision
-from trainer.methods.config import QUICK, CoTrainingConfig
+from trainer.methods.config import QUICK, QUICKEST, CoTrainingConfig
 from trainer.methods.objective import ObjectiveConfig
 from trainer.model import ModelConfig
 from trainer.optimise import OptimiserConfig
@@ -69,7 +69,7 @@ _DIGITS = PretrainConfig(
     out=tyro.MISSING,
     model=ModelConfig(backbone=TINY_RESNET, mean=HALF, std=HALF),
     loading=LoadingConfig(image_size=16, global_batch=64, flip=False, padding=2, num_workers=0),
-    online=replace(QUICK, stage=1),
+    online=QUICKEST,
 )
 _CIFAR = PretrainConfig(
     data=tyro.MISSING,

@@ -1,14 +1,12 @@
 """Recipes of the trainer: full configurations by name. Give the shards and the output folder as flags."""
 
-from dataclasses import replace
-
 import tyro
 
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, HALF, SMALL_RESNET, TINY_RESNET
 from services.shards.config import DataConfig
 from trainer.config import TrainConfig
-from trainer.methods.config import QUICK
+from trainer.methods.config import QUICK, QUICKEST
 from trainer.mixing import MixingConfig
 from trainer.model import ModelConfig
 from trainer.optimise import OptimiserConfig
@@ -26,7 +24,7 @@ _DIGITS = TrainConfig(
         num_workers=0,
     ),
     model=ModelConfig(backbone=TINY_RESNET, mean=HALF, std=HALF),
-    online=replace(QUICK, stage=1),
+    online=QUICKEST,
     mixing=MixingConfig(alpha=1.0),  # with 2, as published for longer runs, 25 epochs are too few
     optimiser=OptimiserConfig(lr=0.1, weight_decay=5e-4),
     epochs=25,

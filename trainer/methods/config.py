@@ -71,3 +71,7 @@ QUICK = CoTrainingConfig(momentum=0.95, momentum_end=0.99, mask_weight=1.0)
 """For runs of a few thousand steps: the momentum copy must follow quickly, or the mixer learns from a network near its
 random start (at the published 0.999 the masks of a six-epoch run stay constant), and the mask loss must weigh ten times
 as much to bring the masks' means to lam in the time."""
+
+QUICKEST = replace(QUICK, momentum=0.9, mask_schedule="constant", stage=1)
+"""For a few hundred steps on handwritten digits: the copy must follow sooner yet, and the variance of masks be rewarded to
+the end. With the settings above seed 0 ended with constant masks; with these, seed 3 alone of 0 to 4 (the log warns)."""

@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help setup quickstart test test-all check format protos lock bench up down clean
+.PHONY: help setup quickstart test test-all check format protos lock bench bench-steps up down clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(READY)  ## create .venv from requirements.lock
+setbench-steps: $(READY)  ## what a training step costs with each way of mixing; ARGS="--policies all"
+	$(BIN)/python -m benchmarks.steps $(ARGS)
+
+up: $(READY)  ## create .venv from requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'

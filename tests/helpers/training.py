@@ -1,24 +1,36 @@
-"""Small shards that can be learnt, what a server counted, and a look at what still runs."""
+"""Small shards that can be learnt, ranks in processes of their own, what a server counted, and what still runs."""
 
 import contextlib
 import io
+import json
 import os
 import select
+import socket
 import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import torch.multiprocessing as mp
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import WAIT_S
 
 from mixer_server.app import MixerServer
 from services.shards.dataset import Batch
-from trainer.world import World
+from trainer.world import World, join_world
 
 SIDE = 16
 NUM_CLASSES = 10
+OPENMIXUP_FLAGS = [
+    *["--online.mode", "openmixup", "--online.no-per-sample-lam", "--online.mask-schedule", "constant"],
+    *["--online.block.no-learnable-gamma", "--online.block.activation", "elu", "--objective.clean-weight", "1"],
+]
+"""The public reference's way of training online, as flags of a recipe that has the papers'."""
 ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 
 
@@ -56,6 +68,17 @@ def make_batch(size: int = 4, *, value: int = 0) -> Batch:
     )
 
 
+def summary_of(folder: Path) -> dict[str, Any]:
+    """Read the summary of a run."""
+    return json.loads((folder / "summary.json").read_text())
+
+
+def events_of(folder: Path, event: str = "epoch") -> list[dict[str, Any]]:
+    """Read the events of one kind from the log of a run."""
+    rows = map(json.loads, (folder / "log.jsonl").read_text().splitlines())
+    return [row for row in rows if row["event"] == event]
+
+
 def images_mixed(server: MixerServer) -> float:
     """Images that a server mixed in its life."""
     samples = (sample for family in server.metrics.registry.collect() for sample in family.samples)
@@ -72,6 +95,24 @@ def torchrun(*flags: str) -> list[str]:
     """Complete the flags of `python -m torch.distributed.run` for two ranks of the trainer."""
     launch = ["--standalone", "--nproc-per-node", "2", "-m", "trainer", "digits_cpu"]
     return [*launch, "--metrics.port", "0", "--metrics.linger-s", "0", "--device", "cpu", *flags]
+
+
+def spawn_two_ranks(target: Callable[..., None], *args: Any) -> None:
+    """Run target(rank, port, *args) in two processes; a failure of one is raised here."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    mp.spawn(target, (port, *args), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+
+
+@contextmanager
+def join_as(rank: int, port: int) -> Iterator[World]:
+    """Join the world of `spawn_two_ranks`, as torchrun would have set it up."""
+    environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, str(value))
+        with join_world("cpu") as world:
+            yield world
 
 
 def processes_of(word: str) -> dict[int, str]:

@@ -1,195 +1,300 @@
-"""Co-training: the block learns, the momentum copy follows, the student learns from its own loss alone."""
+"""Co-training as the papers have it: who learns from what, what the copy follows, and what a step draws."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from learning import (
+    all_parameters,
+    counted_passes,
+    is_unchanged,
+    labels_of,
+    learning,
+    lively_classifier,
+    random_images,
+    snapshot,
+)
 from torch import Tensor, nn
 
 from samix.errors import ConfigError
-from samix.mixing.backbone import build_backbone
-from samix.mixing.batch import MixPlan, as_unit_float
-from samix.mixing.losses import eta_balanced_loss, mask_loss, mixed_cross_entropy
-from samix.mixing.online import OnlineConfig, OnlineMixer
+from samix.mixing.batch import MixPlan
+from samix.mixing.classifier import Classifier
+from samix.mixing.losses import mixed_cross_entropy
+from samix.mixing.mixer_losses import eta_balanced_loss, mask_loss
+from samix.mixing.online import MixerLoss, OnlineMixer
+from samix.mixing.online_config import OnlineConfig, StepPlans, draw_step_plans
+from samix.mixing.online_openmixup import build_online_mixer
 from samix.mixing.plan import draw_plan, generator_for
-from samix.mixing.presets import TINY_RESNET, tiny_spec
+from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, tiny_spec
 from samix.mixing.render import Rendering, blend, render_masks
 
-NUM_CLASSES = 4
+STEPS = 100
 
 
 @pytest.fixture
-def student() -> nn.Module:
-    """A classifier with batch-norm statistics of its own, as after some training."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = build_backbone(TINY_RESNET, NUM_CLASSES).train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.weight is not None:
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-    network(torch.randn(16, 3, 32, 32, generator=generator))
-    return network
+def student() -> Classifier:
+    return lively_classifier()
 
 
 @pytest.fixture
-def online(student: nn.Module) -> OnlineMixer:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        return OnlineMixer.build(tiny_spec(), OnlineConfig(), student, NUM_CLASSES)
+def build(student: Classifier) -> Callable[..., OnlineMixer]:
+    """Start a mixer with these settings; its block is always the same."""
+
+    def start(**settings: Any) -> OnlineMixer:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            return build_online_mixer(tiny_spec(), OnlineConfig(**settings), student)
+
+    return start
 
 
-def batch(size: int = 8) -> tuple[Tensor, Tensor, MixPlan]:
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randint(256, (size, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    labels = torch.arange(size) % NUM_CLASSES
-    return images, labels, draw_plan(size, alpha=2.0, generator=generator_for(4), per_sample=True)
+@pytest.fixture
+def online(build: Callable[..., OnlineMixer]) -> OnlineMixer:
+    return build()
 
 
-def grads(module: nn.Module) -> list[Tensor]:
-    return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+@pytest.fixture(scope="module")
+def shared() -> OnlineMixer:
+    """A mixer for properties, which may be changed."""
+    return build_online_mixer(tiny_spec(), OnlineConfig(), lively_classifier())
 
 
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in module.state_dict().items()}
+@pytest.fixture(scope="module")
+def ahead() -> Classifier:
+    """A student that has moved away from its copy."""
+    return lively_classifier(seed=1)
 
 
-def unchanged(module: nn.Module, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+def make_plan(size: int = 8, *, seed: int = 4) -> MixPlan:
+    return draw_plan(size, alpha=2.0, generator=generator_for(seed), per_sample=True)
 
 
-def test_the_mixers_loss_teaches_exactly_the_block(online: OnlineMixer, student: nn.Module) -> None:
+def plans_of(students: MixPlan, *, mixers: MixPlan | None = None, adjusts: bool = False) -> StepPlans:
+    return StepPlans(mixers=mixers or make_plan(len(students), seed=9), students=students, adjusts=adjusts)
+
+
+def loss_of(online: OnlineMixer, *, plan: MixPlan | None = None, step: int = 0) -> MixerLoss:
+    images = random_images()
+    features = online.features(images)
+    return online.loss(images, labels_of(images), features, plan or make_plan(), step=step, total_steps=STEPS)
+
+
+def learned_masks(online: OnlineMixer, images: Tensor, plan: MixPlan) -> Tensor:
+    """Render masks without a margin, from the papers' parts."""
+    logits = online.block(online.features(images), plan.lam, plan.partner)
+    rendering = Rendering(upsampling="bilinear", lam_margin=0.0)
+    return render_masks(logits, plan.lam, (images.shape[2], images.shape[3]), rendering).detach()
+
+
+def test_the_mixers_loss_teaches_exactly_the_block(online: OnlineMixer, student: Classifier):
     """Gradients reach every parameter of the block, gamma included, and no parameter of either classifier."""
-    images, labels, plan = batch()
+    loss_of(online).total.backward()
 
-    online.loss(images, labels, online.features(images), plan, progress=0.0).total.backward()
-
-    for name, parameter in online.block.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-    assert (online.block.gamma.grad != 0).all()
-    assert not grads(online.classifier)
-    assert not grads(student)
+    assert "block.gamma" in learning(online)
+    # Biases of the key shift all scores of a query alike, which the softmax takes away.
+    assert learning(online) >= all_parameters(online.block, "block.") - {"block.key.bias"}
+    assert not learning(online.classifier)
+    assert all(parameter.grad is None for parameter in [*online.classifier.parameters(), *student.parameters()])
 
 
-def test_the_student_learns_from_its_own_loss_alone(online: OnlineMixer, student: nn.Module) -> None:
-    """What the mixer hands the student carries no gradient: the student's loss leaves the block alone."""
-    images, labels, plan = batch()
+def test_the_students_loss_teaches_exactly_the_student(online: OnlineMixer, student: Classifier):
+    """What the mixer hands the student carries no gradient: its loss leaves block and copy alone."""
+    images, labels = random_images(), labels_of(random_images())
 
-    mixed = online.mix(images, labels, online.features(images), plan)
-    assert mixed.labels_a is not None
-    assert mixed.labels_b is not None
-    scores = student(online.normalise(mixed.images))
-    mixed_cross_entropy(scores, mixed.labels_a, mixed.labels_b, mixed.lam).backward()
+    mixed = online.mix(images, labels, online.features(images), plans_of(make_plan()))
+    student(mixed.images).logsumexp(1).mean().backward()
 
     assert not mixed.images.requires_grad
-    assert len(grads(student)) == len(list(student.parameters()))
-    assert not grads(online)
+    assert learning(student) == all_parameters(student)
+    assert all(parameter.grad is None for parameter in online.parameters())
 
 
-def test_the_objective_is_classification_plus_falling_mask_loss(online: OnlineMixer) -> None:
-    """total = eta-balanced loss of the mixed batch + 0.1 * (1 - progress) * mask loss, without a lam margin."""
-    images, labels, plan = batch()
-    online.eval()  # or the block's statistics move between the two
-    features = online.features(images)
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.2), (50, 0.1), (STEPS, 0.0)])
+def test_the_objective_is_classification_plus_falling_mask_loss(
+    build: Callable[..., OnlineMixer], step: int, weight: float
+):
+    """total = eta-balanced loss of the mix + weight * mask loss; pairs within the lambda margin learn like others."""
+    online, images = build(eta=0.3, mask_weight=0.2, mask_margin=0.05).eval(), random_images()
+    labels = labels_of(images)
+    plan = MixPlan(lam=torch.linspace(0, 1, 8), partner=make_plan().partner)
 
-    early, middle, late = (online.loss(images, labels, features, plan, progress) for progress in (0.0, 0.5, 1.0))
+    loss = loss_of(online, plan=plan, step=step)
 
-    logits = online.block(features, plan.lam, plan.partner)
-    masks = render_masks(logits, plan.lam, (32, 32), Rendering(upsampling="bilinear", lam_margin=0.0))
-    mixed = blend(as_unit_float(images), plan.partner, masks)
-    scores = online.classifier(online.normalise(mixed))
-    classification = eta_balanced_loss(scores, labels, labels[plan.partner], plan.lam, 0.5).item()
-    shape = mask_loss(masks, plan.lam, 0.1).item()
-    assert early.total.item() == pytest.approx(classification + 0.1 * shape, rel=1e-5)
-    assert middle.total.item() == pytest.approx(classification + 0.05 * shape, rel=1e-5)
-    assert late.total.item() == pytest.approx(classification, rel=1e-5)
-    assert (late.classification, late.mask) == pytest.approx((classification, shape), rel=1e-5)
-    assert late.lam_error == pytest.approx((masks.mean(dim=(1, 2, 3)) - plan.lam).abs().mean().item(), rel=1e-4)
-    assert late.spread == pytest.approx(masks.flatten(1).std(dim=1).mean().item(), rel=1e-4)
+    masks = learned_masks(online, images, plan)
+    scores = online.classifier(blend(images, plan.partner, masks))
+    classification = eta_balanced_loss(scores, labels, labels[plan.partner], plan.lam, 0.3).item()
+    shape = mask_loss(masks, plan.lam, 0.05).item()
+    assert loss.total.item() == pytest.approx(classification + weight * shape, rel=1e-5)
+    assert (loss.classification.item(), loss.mask.item()) == pytest.approx((classification, shape), rel=1e-5)
+    assert loss.lam_error.item() == pytest.approx((masks.mean(dim=(1, 2, 3)) - plan.lam).abs().mean().item(), rel=1e-4)
+    assert loss.spread.item() == pytest.approx(masks.flatten(1).std(dim=1).mean().item(), rel=1e-4)
 
 
-def test_the_momentum_copy_only_evaluates(online: OnlineMixer) -> None:
-    """Training the mixer moves neither the copy's weights nor its batch-norm statistics."""
-    images, labels, plan = batch()
+def test_automix_has_neither_local_term_nor_variance(build: Callable[..., OnlineMixer]):
+    """Without `pairwise` there is eta times the mixed cross-entropy, without `mask_variance` only the distance."""
+    online, images, plan = build(pairwise=False, eta=0.7, mask_variance=False).eval(), random_images(), make_plan()
+    labels = labels_of(images)
+
+    loss = loss_of(online, plan=plan)
+
+    masks = learned_masks(online, images, plan)
+    scores = online.classifier(blend(images, plan.partner, masks))
+    expected = 0.7 * mixed_cross_entropy(scores, labels, labels[plan.partner], plan.lam)
+    distances = ((masks.mean(dim=(1, 2, 3)) - plan.lam).abs() - 0.1).clamp_min(0)
+    assert loss.classification.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.mask.item() == pytest.approx(distances.mean().item(), rel=1e-5)
+
+
+def test_features_are_computed_up_to_the_stage_and_no_further(online: OnlineMixer):
+    """One encoding runs each layer up to stage 2 once and no later one, and leaves no graph."""
+    with counted_passes(online.classifier.backbone) as passes:
+        features = online.features(random_images())
+
+    stages = {name.split(".")[0] for name in passes}
+    assert stages == {"conv1", "bn1", "layer1", "layer2", "layer3"}
+    assert set(passes.values()) == {1}
+    assert features.shape == (8, 64, 4, 4)
+    assert not features.requires_grad
+
+
+def test_the_momentum_copy_only_evaluates(online: OnlineMixer):
+    """Training whatever holds the mixer trains the block; the copy's weights and statistics stay as they are."""
     before = snapshot(online.classifier)
 
-    online.train()
-    online.loss(images, labels, online.features(images), plan, 0.0).total.backward()
+    nn.ModuleList([online]).eval().train()
+    loss_of(online).total.backward()
 
     assert online.block.training
     assert not any(module.training for module in online.classifier.modules())
-    assert unchanged(online.classifier, before)
+    assert is_unchanged(online.classifier, before)
 
 
-def test_it_starts_as_a_copy_of_the_student(online: OnlineMixer, student: nn.Module) -> None:
-    """The momentum copy has the student's weights and statistics in tensors of its own."""
+def test_it_starts_as_a_copy_of_the_student(online: OnlineMixer, student: Classifier):
+    """The momentum copy has the student's weights and statistics in tensors of its own, and does not learn."""
     original = student.state_dict()
 
-    assert unchanged(online.classifier, original)
+    assert is_unchanged(online.classifier, original)
     assert not any(copy.data_ptr() == original[key].data_ptr() for key, copy in online.classifier.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in online.classifier.parameters())
+    assert all(parameter.requires_grad for parameter in student.parameters())
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
-def test_the_copy_follows_weights_and_statistics(online: OnlineMixer, student: nn.Module, momentum: float) -> None:
+@settings(max_examples=10)
+@given(momentum=st.floats(0, 1))
+def test_the_copy_follows_weights_and_statistics(shared: OnlineMixer, ahead: Classifier, momentum: float):
     """copy = m * copy + (1 - m) * student, for parameters and batch-norm statistics alike; the student stays."""
-    with torch.no_grad():
-        for value in student.state_dict().values():
-            if value.is_floating_point():
-                value.add_(0.25)
-    before, target = snapshot(online.classifier), snapshot(student)
+    online = OnlineMixer(
+        shared.spec, OnlineConfig(momentum=momentum, momentum_end=momentum), shared.classifier, shared.block
+    )
+    before, target = snapshot(online.classifier), snapshot(ahead)
 
-    online.follow(student, momentum)
+    online.follow(ahead, step=3, total_steps=STEPS)
 
-    followed = online.classifier.state_dict()
-    assert "bn1.running_var" in followed
+    followed = {key: value for key, value in online.classifier.state_dict().items() if value.is_floating_point()}
+    assert "backbone.bn1.running_var" in followed
+    assert is_unchanged(ahead, target)
     for key, value in followed.items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value, momentum * before[key] + (1 - momentum) * target[key])
-    assert unchanged(student, target)
+        expected = momentum * before[key].double() + (1 - momentum) * target[key].double()
+        torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("progress", "momentum"),
-    [
-        (0.0, 0.999),
-        (0.0999, 0.999),
-        (0.1, 0.999024),
-        (0.25, 0.999146),
-        (0.5, 0.9995),
-        (0.75, 0.999853),
-        (1.0, 0.999999),
-    ],
-)
-def test_momentum_rises_as_published(online: OnlineMixer, progress: float, momentum: float) -> None:
-    """Constant for a tenth of the run, then a cosine to its end: the values the reference prints."""
-    assert online.momentum_at(progress) == pytest.approx(momentum, abs=1e-6)
+def test_the_copys_momentum_rises_over_the_run(build: Callable[..., OnlineMixer], ahead: Classifier):
+    """The first steps follow with `momentum`, the last one with `momentum_end`."""
+    online = build(momentum=0.0, momentum_end=1.0)
+    before = snapshot(online.classifier)
+
+    online.follow(ahead, step=STEPS, total_steps=STEPS)
+
+    assert is_unchanged(online.classifier, before)
+    online.follow(ahead, step=0, total_steps=STEPS)
+    torch.testing.assert_close(list(online.classifier.parameters()), list(ahead.parameters()))
 
 
-def test_a_frozen_copy_makes_the_same_masks(online: OnlineMixer) -> None:
+def test_the_copys_momentum_may_rise_later(build: Callable[..., OnlineMixer], ahead: Classifier):
+    """Vision transformers keep the first momentum for a quarter of the run."""
+    online = build(momentum=1.0, momentum_end=1.0, momentum_constant_share=0.0)
+    early = build(momentum=0.0, momentum_end=1.0, momentum_constant_share=0.25)
+    before = snapshot(online.classifier)
+
+    for mixer in (online, early):
+        mixer.follow(ahead, step=STEPS // 5, total_steps=STEPS)
+
+    assert is_unchanged(online.classifier, before)
+    torch.testing.assert_close(list(early.classifier.parameters()), list(ahead.parameters()))
+
+
+def test_the_student_gets_the_students_plan(online: OnlineMixer):
+    """Lambdas, partners and labels of the student's batch are those of its own plan, whatever the mixer's batch."""
+    images, students = random_images(), make_plan()
+    labels, features = labels_of(images), online.features(images)
+    online.eval()
+
+    mixed, other = (
+        online.mix(images, labels, features, plans_of(students, mixers=make_plan(seed=seed))) for seed in (5, 6)
+    )
+
+    masks = learned_masks(online, images, students)
+    assert torch.equal(mixed.images, other.images)
+    assert torch.equal(mixed.lam, students.lam)
+    assert mixed.labels_b is not None
+    assert torch.equal(mixed.labels_b, labels[students.partner])
+    torch.testing.assert_close(mixed.masks, masks)
+    torch.testing.assert_close(mixed.images, blend(images, students.partner, masks))
+
+
+@settings(max_examples=10)
+@given(lam=st.lists(st.floats(0.0, 1.0, width=32), min_size=2, max_size=8))
+def test_adjusted_masks_weigh_the_students_lam(shared: OnlineMixer, lam: list[float]):
+    """Adjusted masks have the mean of the student's lam; after that, those within the margin become constant."""
+    images = random_images(len(lam))
+    plan = MixPlan(lam=torch.tensor(lam), partner=torch.arange(len(lam)).roll(1))
+
+    masks = shared.mix(images, labels_of(images), shared.features(images), plans_of(plan, adjusts=True)).masks
+
+    torch.testing.assert_close(masks.mean(dim=(1, 2, 3)), plan.lam, atol=1e-5, rtol=1e-5)
+    plain = torch.minimum(plan.lam, 1 - plan.lam) <= shared.spec.rendering.lam_margin
+    assert (masks[plain] == plan.lam[plain].view(-1, 1, 1, 1)).all()
+    learned = masks[~plain].flatten(1)
+    assert (learned.amax(dim=1) > learned.amin(dim=1)).all()
+
+
+def test_masks_are_adjusted_only_when_drawn(online: OnlineMixer):
+    """Without the adjustment learned masks keep their mean, which is not lam."""
+    images, plan = random_images(), MixPlan(lam=torch.full((8,), 0.25), partner=torch.arange(8).roll(1))
+
+    masks = online.mix(images, labels_of(images), online.features(images), plans_of(plan)).masks
+
+    assert ((masks.mean(dim=(1, 2, 3)) - 0.25).abs() > 0.1).all()
+
+
+def test_a_frozen_copy_makes_the_same_mixes(online: OnlineMixer):
     """What is shipped gives the masks that the mixer in training gives in evaluation mode."""
-    images, labels, plan = batch()
-    online.loss(images, labels, online.features(images), plan, 0.0)  # moves the block's statistics
+    images, plan = random_images(), make_plan()
+    loss_of(online)  # moves the block's statistics
 
     frozen = online.freeze("mine")
 
     online.eval()
-    logits = online.block(online.features(images), plan.lam, plan.partner)
-    torch.testing.assert_close(frozen.mask_logits(images, plan), logits.detach(), atol=1e-6, rtol=1e-6)
+    mixed = online.mix(images, labels_of(images), online.features(images), plans_of(plan))
+    again = frozen.mix(images, labels_of(images), lam=plan.lam, partner=plan.partner)
     assert frozen.name == "mine"
-    torch.testing.assert_close(
-        frozen.mix(images, labels, lam=plan.lam, partner=plan.partner).images,
-        online.mix(images, labels, online.features(images), plan).images,
-    )
+    torch.testing.assert_close(again.masks, mixed.masks, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(again.images, mixed.images, atol=1e-6, rtol=1e-6)
 
 
-def test_a_frozen_copy_is_of_its_moment(online: OnlineMixer) -> None:
+def test_a_frozen_copy_is_of_its_moment(online: OnlineMixer):
     """Freezing neither disturbs the training nor follows it, and draws nothing from the global random state."""
-    images, _, plan = batch()
+    images, plan = random_images(), make_plan()
     before, state = snapshot(online), torch.get_rng_state()
 
     frozen = online.freeze("mine")
     logits = frozen.mask_logits(images, plan)
 
-    assert unchanged(online, before)
+    assert is_unchanged(online, before)
     assert online.block.training
     assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
@@ -198,15 +303,13 @@ def test_a_frozen_copy_is_of_its_moment(online: OnlineMixer) -> None:
     assert torch.equal(frozen.mask_logits(images, plan), logits)
 
 
-def test_it_learns(online: OnlineMixer) -> None:
-    """A few steps on one batch lower the mixer's loss, and gamma stays in [0, 1]."""
-    images, labels, plan = batch()
-    features = online.features(images)
+def test_the_mixer_learns(online: OnlineMixer):
+    """A few steps on one batch lower its loss, and gamma stays in [0, 1]."""
     optimiser = torch.optim.SGD(online.block.parameters(), lr=1.0, momentum=0.9)
     losses = []
 
     for _ in range(20):
-        loss = online.loss(images, labels, features, plan, 0.0).total
+        loss = loss_of(online).total
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -217,8 +320,78 @@ def test_it_learns(online: OnlineMixer) -> None:
     assert 0 <= online.block.gamma.item() <= 1
 
 
-@pytest.mark.parametrize(("start", "end"), [(0.99, 0.9), (-0.1, 0.9), (0.9, 1.1), (float("nan"), 1.0)])
-def test_an_impossible_momentum_is_refused(start: float, end: float) -> None:
-    """Momentum rises within [0, 1]."""
-    with pytest.raises(ConfigError, match=f"got {start} and {end}"):
-        OnlineConfig(momentum=start, momentum_end=end)
+@given(seed=st.integers(0, 2**32), size=st.integers(8, 64))
+def test_a_step_draws_two_independent_plans(seed: int, size: int):
+    """Mixer and student each get lambdas and partners of their own, all from the step's generator."""
+    first, second = (draw_step_plans(size, OnlineConfig(), generator_for(seed)) for _ in range(2))
+
+    for plan, again in ((first.mixers, second.mixers), (first.students, second.students)):
+        assert torch.equal(plan.lam, again.lam)
+        assert torch.equal(plan.partner, again.partner)
+    assert not (first.mixers.lam == first.students.lam).any()
+    assert not torch.equal(first.mixers.partner, first.students.partner)
+
+
+def test_the_two_lambdas_are_not_correlated():
+    """Over many steps the mixer's lam says nothing about the student's."""
+    plans = [draw_step_plans(1, OnlineConfig(), generator_for(0, step)) for step in range(1000)]
+
+    pairs = torch.stack([torch.cat([plan.mixers.lam, plan.students.lam]) for plan in plans], dim=1)
+
+    assert abs(torch.corrcoef(pairs)[0, 1].item()) < 0.1
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, 0), (0.25, 250), (1.0, 1000)])
+def test_masks_are_adjusted_with_the_given_probability(probability: float, expected: int):
+    """mask_adjust is the share of steps whose masks are adjusted; 0 is never, 1 is always."""
+    config = OnlineConfig(mask_adjust=probability)
+
+    count = sum(draw_step_plans(2, config, generator_for(0, step)).adjusts for step in range(1000))
+
+    assert count == pytest.approx(expected, abs=40 if 0 < probability < 1 else 0)
+
+
+def test_plans_follow_the_settings():
+    """One lam for the batch, and no image with itself, where the settings say so."""
+    config = OnlineConfig(per_sample_lam=False, no_fixed_points=True)
+
+    plans = draw_step_plans(3, config, generator_for(1)).to(torch.device("cpu"))
+
+    for plan in (plans.mixers, plans.students):
+        assert len(plan.lam.unique()) == 1
+        assert not (plan.partner == torch.arange(3)).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"momentum": 0.99, "momentum_end": 0.9}, "momentum <= momentum_end <= 1, got 0.99 and 0.9"),
+        ({"momentum": -0.1}, "got -0.1 and"),
+        ({"momentum_end": 1.1}, "got 0.999 and 1.1"),
+        ({"momentum": float("nan")}, "got nan"),
+        ({"mask_adjust": 1.5}, r"mask_adjust must lie in \[0, 1\], got 1.5"),
+        ({"momentum_constant_share": -0.1}, "momentum_constant_share must lie .* got -0.1"),
+        ({"eta": -1.0}, "must not be negative .* got -1.0, 0.1 and 0.1"),
+        ({"mask_weight": float("inf")}, "got 0.5, inf and 0.1"),
+        ({"mask_margin": 2.0}, "got 0.5, 0.1 and 2.0"),
+        ({"alpha": 0.0}, "alpha must be positive .* got 0.0"),
+    ],
+)
+def test_refuses(settings: dict[str, Any], sentence: str):
+    """Settings out of bounds are refused by value."""
+    with pytest.raises(ConfigError, match=sentence):
+        OnlineConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"stage": 4}, r"stage must be 0\.\.3 for this backbone, got 4"),
+        ({"mean": CIFAR_MEAN}, r"the mixer's mean is \(0.4914, .*, the classifier's \(0.5, 0.5, 0.5\)"),
+        ({"std": CIFAR_STD}, "the mixer's std is"),
+    ],
+)
+def test_a_mixer_of_another_classifier_is_refused(student: Classifier, settings: dict[str, Any], sentence: str):
+    """A mixer that could not be shipped with the encoder it learns with does not start."""
+    with pytest.raises(ConfigError, match=sentence):
+        build_online_mixer(replace(tiny_spec(), **settings), OnlineConfig(), student)

@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from samix.errors import BadBatch, ConfigError
+from samix.mixing import plan as plan_module
 from samix.mixing.batch import MixPlan
 from samix.mixing.plan import derive_seed, draw_plan, generator_for, resolve_plan
 
@@ -19,7 +20,6 @@ def is_permutation(partner: torch.Tensor) -> bool:
     return torch.equal(partner.sort().values, torch.arange(len(partner)))
 
 
-@settings(deadline=None)
 @given(seed=SEEDS, batch_size=st.integers(1, 300), alpha=st.floats(1e-12, 1e6), per_sample=st.booleans())
 def test_a_drawn_plan_is_a_permutation_with_shares(seed: int, batch_size: int, alpha: float, per_sample: bool) -> None:
     """Every drawn plan pairs each image once, with float32 shares in [0, 1], for tiny and huge alpha alike."""
@@ -42,6 +42,44 @@ def test_a_plan_is_a_function_of_its_seed(seed: int, per_sample: bool) -> None:
     assert torch.equal(first.lam, second.lam)
     assert torch.equal(first.partner, second.partner)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@given(seed=SEEDS, batch_size=st.integers(2, 64))
+def test_no_image_is_paired_with_itself_where_that_is_asked(seed: int, batch_size: int) -> None:
+    """Without fixed points every partner is another image, each still once, and lam is what it is with them."""
+    plan, usual = (
+        draw_plan(batch_size, alpha=2.0, generator=generator_for(seed), no_fixed_points=no_fixed_points)
+        for no_fixed_points in (True, False)
+    )
+
+    assert is_permutation(plan.partner)
+    assert not (plan.partner == torch.arange(batch_size)).any()
+    assert torch.equal(plan.lam, usual.lam)
+
+
+def test_partners_without_fixed_points_are_still_drawn() -> None:
+    """A batch of three has two such pairings, and both are drawn about equally often."""
+    plans = [draw_plan(3, alpha=2.0, generator=generator_for(seed), no_fixed_points=True) for seed in range(400)]
+
+    count = sum(plan.partner.tolist() == [1, 2, 0] for plan in plans)
+
+    assert count == pytest.approx(200, abs=50)
+
+
+def test_an_unlucky_batch_is_shifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every draw had a fixed point, each image is paired with the one before it."""
+    monkeypatch.setattr(plan_module, "_REDRAWS", 0)
+
+    plan = draw_plan(4, alpha=2.0, generator=generator_for(0), no_fixed_points=True)
+
+    assert plan.partner.tolist() == [3, 0, 1, 2]
+
+
+def test_an_image_alone_is_its_own_partner() -> None:
+    """A batch of one has no other image, whatever is asked."""
+    plan = draw_plan(1, alpha=2.0, generator=generator_for(0), no_fixed_points=True)
+
+    assert plan.partner.tolist() == [0]
 
 
 def test_one_lam_for_the_batch_or_one_for_each_image() -> None:

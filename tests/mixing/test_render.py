@@ -2,11 +2,21 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from samix.mixing.batch import MixPlan
-from samix.mixing.render import LOGIT_LIMIT, Rendering, Upsampling, blend, compose, render_masks
+from samix.mixing.render import (
+    LOGIT_LIMIT,
+    Rendering,
+    Upsampling,
+    blend,
+    compose,
+    keep_plain,
+    mixed_batch,
+    render_masks,
+    upsample_masks,
+)
 
 upsamplings = pytest.mark.parametrize("upsampling", ["nearest", "bilinear"])
 
@@ -15,7 +25,6 @@ def learned(upsampling: Upsampling = "bilinear") -> Rendering:
     return Rendering(upsampling=upsampling, lam_margin=0.0)
 
 
-@settings(deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     grid=st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -88,6 +97,35 @@ def test_without_a_margin_every_mask_is_learned() -> None:
     torch.testing.assert_close(masks, torch.full((2, 1, 4, 4), 3.0).sigmoid())
 
 
+@given(
+    lam=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8),
+    margin=st.floats(0, 0.5, width=32),
+    upsampling=st.sampled_from(["nearest", "bilinear"]),
+)
+def test_rendering_is_upsampling_and_then_the_margin(lam: list[float], margin: float, upsampling: Upsampling) -> None:
+    """Whoever changes masks in between, as the lambda adjusting does, takes the two steps apart."""
+    logits = torch.randn(len(lam), 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    shares = torch.tensor(lam)
+
+    masks = keep_plain(upsample_masks(logits, (6, 6), upsampling), shares, margin)
+
+    rendering = Rendering(upsampling=upsampling, lam_margin=margin)
+    assert torch.equal(masks, render_masks(logits, shares, (6, 6), rendering))
+
+
+@given(lam=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8), margin=st.floats(2**-10, 0.5, width=32))
+def test_a_mask_is_kept_or_becomes_lam(lam: list[float], margin: float) -> None:
+    """Each mask is either untouched or its lam everywhere, and which of them its own lam alone decides."""
+    shares = torch.tensor(lam)
+    masks = torch.rand(len(lam), 1, 2, 3, generator=torch.Generator().manual_seed(0))
+
+    kept = keep_plain(masks, shares, margin)
+
+    for mask, before, share in zip(kept, masks, shares, strict=True):
+        plain = torch.minimum(share, 1 - share) <= margin
+        assert torch.equal(mask, share.expand_as(before) if plain else before)
+
+
 @pytest.mark.parametrize(("lam", "row"), [(1.0, 0), (0.0, 1)])
 def test_at_the_ends_the_pixels_are_untouched(lam: float, row: int) -> None:
     """Within the margin lam = 1 gives the image itself and lam = 0 its partner, bit for bit."""
@@ -142,3 +180,16 @@ def test_compose_makes_the_whole_batch(dtype: torch.dtype) -> None:
     assert mixed.labels_b.tolist() == [7, 4]
     assert mixed.lam.tolist() == pytest.approx([0.3, 0.6])
     assert (mixed.masks == 0.5).all()
+
+
+def test_known_masks_are_blended_as_they_are() -> None:
+    """mixed_batch takes masks from anywhere: their mean need not be the plan's lam, which is what labels weigh."""
+    images = torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)])
+    plan = MixPlan(lam=torch.tensor([0.3, 0.6]), partner=torch.tensor([1, 0]))
+    masks = torch.tensor([0.25, 1.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+
+    mixed = mixed_batch(images, None, plan, masks)
+
+    assert mixed.images.mean(dim=(1, 2, 3)).tolist() == [0.75, 1.0]
+    assert (mixed.labels_a, mixed.labels_b) == (None, None)
+    assert torch.equal(mixed.lam, plan.lam)

@@ -16,12 +16,11 @@ from mixer_server.app import MixerServer
 from samix.client.config import ClientConfig, RetryPolicy
 from samix.client.remote import RemoteMixer, connect
 from samix.errors import BadBatch, MixerNotFound
-from samix.mixing.batch import MixedBatch
 from samix.mixing.policies import cutmix, no_mixing
 from services.shards.dataset import Batch
 from trainer.fallback import Breaker, BudgetSpent, FailureBudget
 from trainer.metrics import TrainerMetrics
-from trainer.prefetch import InProcessMixing, PlanSeed, RemoteMixing
+from trainer.prefetch import InProcessMixing, PlanSeed, Prepared, RemoteMixing
 
 CPU = torch.device("cpu")
 PLANS = PlanSeed(run_seed=3, rank=0, alpha=2.0, per_sample=False)
@@ -58,7 +57,7 @@ class Rank:
 
     def labels(self, batches: list[Batch], epoch: int = 0) -> list[int]:
         """Mix an epoch; the label tells which batch became which mixed batch."""
-        return [label_of(mixed) for mixed in self.mixing.epoch(epoch, batches)]
+        return [label_of(item) for item in self.mixing.epoch(epoch, batches)]
 
     @property
     def fallbacks(self) -> float:
@@ -74,9 +73,9 @@ def rank_of(
         yield Rank(remote, metrics, depth, budget, breaker or Breaker())
 
 
-def label_of(mixed: MixedBatch) -> int:
-    assert mixed.labels_a is not None
-    return int(mixed.labels_a[0])
+def label_of(item: Prepared) -> int:
+    assert item.mixed.labels_a is not None
+    return int(item.mixed.labels_a[0])
 
 
 def numbered(count: int) -> list[Batch]:
@@ -131,10 +130,12 @@ def test_remote_and_local_make_the_same_batches(server: MixerServer):
     with rank_of(address(server)) as rank:
         there = list(rank.mixing.epoch(1, batches))
 
-    for mixed, expected in zip(there, local.epoch(1, batches), strict=True):
-        assert torch.equal(mixed.lam, expected.lam)
-        torch.testing.assert_close(mixed.masks, expected.masks, atol=1e-3, rtol=0)
-        torch.testing.assert_close(mixed.images, expected.images, atol=1e-3, rtol=0)
+    for item, expected, batch in zip(there, local.epoch(1, batches), batches, strict=True):
+        assert torch.equal(item.mixed.lam, expected.mixed.lam)
+        torch.testing.assert_close(item.mixed.masks, expected.mixed.masks, atol=1e-3, rtol=0)
+        torch.testing.assert_close(item.mixed.images, expected.mixed.images, atol=1e-3, rtol=0)
+        assert torch.equal(item.clean, batch.images)
+        assert torch.equal(expected.clean, batch.images)
 
 
 def test_in_process_policies_need_no_server():
@@ -146,7 +147,7 @@ def test_in_process_policies_need_no_server():
 
     assert len(first) == 3
     for one, other in zip(first, second, strict=True):
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.mixed.images, other.mixed.images)
 
 
 def test_order_is_kept(server: MixerServer):
@@ -178,7 +179,7 @@ def test_depth_batches_are_under_way_during_a_step(server: MixerServer, depth: i
             yield batch
 
     with rank_of(address(server), depth=depth) as rank:
-        ahead = [len(taken) - 1 - label_of(mixed) for mixed in rank.mixing.epoch(0, batches())]
+        ahead = [len(taken) - 1 - label_of(item) for item in rank.mixing.epoch(0, batches())]
 
     assert ahead == [min(depth, 7 - step) for step in range(8)]
 
@@ -205,7 +206,7 @@ def test_fallback_batches_are_repeated_exactly():
             runs.append(list(rank.mixing.epoch(0, batches)))
 
     for one, other in zip(*runs, strict=True):
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.mixed.images, other.mixed.images)
 
 
 def test_a_dead_mixer_is_not_asked_for_every_batch():
@@ -322,7 +323,7 @@ def test_closing_an_epoch_early_cancels_what_is_under_way():
         codes = cancelled(server)
 
     assert rank.metrics.value("mixer_client_sent_bytes_total") > sent
-    assert codes == 1
+    assert codes >= 1  # two on a busy machine, where the pass that was held is not of the last batch
 
 
 def cancelled(server: MixerServer) -> float:

@@ -1,16 +1,13 @@
 """Accuracy counts every sample once, whatever the batches, classes and ranks."""
 
-import socket
-
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
-from training import ALONE
+from training import ALONE, join_as, spawn_two_ranks
 
 from services.shards.dataset import Batch
 from trainer.evaluate import Accuracy, evaluate
-from trainer.world import join_world
 
 
 class Table(nn.Module):
@@ -46,6 +43,21 @@ def test_fewer_than_five_classes():
     assert accuracy == Accuracy(top1=0.5, top5=1.0, samples=2)
 
 
+def test_a_head_of_its_own():
+    """What classifies may be another function of the same model; it too sees images in [0, 1] and no dropout."""
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.99), nn.Linear(12, 10))
+    seen = []
+
+    def head(images: Tensor) -> Tensor:
+        seen.append((model.training, images.dtype, images.max().item()))
+        return torch.arange(10.0).expand(2, 10)  # ranks 9, 8, 7, 6, 5 first
+
+    accuracy = evaluate(model, [batch([255, 0], [9, 5])], ALONE, head)
+
+    assert accuracy == Accuracy(top1=0.5, top5=1.0, samples=2)
+    assert seen == [(False, torch.float32, 1.0)]
+
+
 def test_leaves_the_model_training():
     """Evaluation uses the statistics of batch norm without touching them, and training goes on afterwards."""
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 10))
@@ -57,13 +69,9 @@ def test_leaves_the_model_training():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def _evaluate_as_rank(rank: int, port: int, results: mp.SimpleQueue) -> None:
-    # Rank 1 has one batch less and, as after a training step, other buffers than rank 0.
-    patch = pytest.MonkeyPatch()
-    environ = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    for name, value in environ.items():
-        patch.setenv(name, str(value))
-    with join_world("cpu") as world:
+def evaluate_as_rank(rank: int, port: int, results: mp.SimpleQueue) -> None:
+    """Rank 1 has one batch less and, as after a training step, other buffers than rank 0."""
+    with join_as(rank, port) as world:
         model = nn.BatchNorm1d(1)
         model.running_mean = torch.full((1,), float(rank))
         world.share_buffers(model)
@@ -71,17 +79,14 @@ def _evaluate_as_rank(rank: int, port: int, results: mp.SimpleQueue) -> None:
         table = Table(torch.eye(10))
         batches = [batch([1, 2, 3], [1, 2, 4]), batch([4], [4])] if rank == 0 else [batch([5], [5])]
         results.put((rank, shares, evaluate(table, batches, world)))
-    patch.undo()
 
 
 @pytest.mark.slow
 def test_ranks_with_unequal_samples():
     """Ranks add up their counts although one has more batches, and agree on buffers and result."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     results = mp.get_context("spawn").SimpleQueue()
 
-    mp.spawn(_evaluate_as_rank, (port, results), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+    spawn_two_ranks(evaluate_as_rank, results)
 
     expected = Accuracy(top1=4 / 5, top5=1.0, samples=5)
     found = {rank: (shares, accuracy) for rank, shares, accuracy in (results.get(), results.get())}

@@ -1,17 +1,20 @@
-"""The learning rate follows a line up and half a cosine down."""
+"""Optimisers step together, each at its own rate: a line up and half a cosine down."""
 
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from samix.errors import ConfigError
-from trainer.optimise import OptimiserConfig, build_schedule, build_sgd, cosine_share
+from trainer.optimise import OptimiserConfig, Update, build_optimiser, build_schedule, cosine_share
+
+SGD = OptimiserConfig(lr=0.1)
+ADAMW = OptimiserConfig(kind="adamw", lr=0.01, weight_decay=0.0)
 
 
 def rates(config: OptimiserConfig, total_steps: int) -> list[float]:
-    optimiser = build_sgd(config, [nn.Parameter(torch.zeros(1))])
+    optimiser = build_optimiser(config, [nn.Parameter(torch.zeros(1))])
     schedule = build_schedule(config, optimiser, total_steps)
     found = []
     for _ in range(total_steps + 1):
@@ -19,6 +22,22 @@ def rates(config: OptimiserConfig, total_steps: int) -> list[float]:
         optimiser.step()
         schedule.step()
     return found
+
+
+class Pair:
+    """Two parameters, each with an optimiser of its own, that are pulled to 1 and -1."""
+
+    def __init__(self, first: OptimiserConfig = SGD, second: OptimiserConfig = ADAMW) -> None:
+        self.first, self.second = (nn.Parameter(torch.zeros(3)) for _ in range(2))
+        self.update = Update.of([(first, [self.first]), (second, [self.second])], total_steps=10)
+
+    def loss(self) -> Tensor:
+        return (self.first - 1).square().sum() + (self.second + 1).square().sum()
+
+    def train(self, steps: int) -> list[Tensor]:
+        for _ in range(steps):
+            self.update.apply(self.loss())
+        return [self.first.detach().clone(), self.second.detach().clone()]
 
 
 def test_cosine():
@@ -50,12 +69,89 @@ def test_rate_of_zero():
     assert rates(OptimiserConfig(lr=0.0), 3) == [0.0] * 4
 
 
-def test_weights_follow_the_settings():
-    """Momentum and weight decay reach the optimiser."""
-    optimiser = build_sgd(OptimiserConfig(momentum=0.8, weight_decay=0.01), [nn.Parameter(torch.zeros(1))])
+@pytest.mark.parametrize(
+    ("config", "kind", "settings"),
+    [
+        (OptimiserConfig(momentum=0.8, weight_decay=0.01), torch.optim.SGD, {"momentum": 0.8, "weight_decay": 0.01}),
+        (
+            OptimiserConfig(kind="adamw", lr=0.3, weight_decay=0.02),
+            torch.optim.AdamW,
+            {"lr": 0.3, "weight_decay": 0.02},
+        ),
+    ],
+)
+def test_weights_follow_the_settings(config: OptimiserConfig, kind: type, settings: dict[str, float]):
+    """The settings reach an optimiser of the kind that was asked for."""
+    optimiser = build_optimiser(config, [nn.Parameter(torch.zeros(1))])
 
-    assert optimiser.defaults["momentum"] == 0.8
-    assert optimiser.defaults["weight_decay"] == 0.01
+    assert type(optimiser) is kind
+    assert optimiser.defaults.items() >= settings.items()
+
+
+def test_what_does_not_learn_is_left_out():
+    """A fixed parameter, such as a gamma that is not learnable, takes no part, not even in the weight decay."""
+    free, fixed = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
+
+    update = Update.of([(OptimiserConfig(weight_decay=0.5), [free, fixed])], total_steps=4)
+    update.apply(free.sum())
+
+    assert free.item() != 1
+    assert fixed.item() == 1
+
+
+def test_everything_steps_once_at_its_own_rate():
+    """One backward moves both parameters, by their own optimisers; the rate that is shown is the classifier's."""
+    pair = Pair()
+    before = pair.update.lr
+
+    first, second = pair.train(1)
+
+    torch.testing.assert_close(first, torch.full((3,), 0.1 * 2))  # rate times gradient
+    torch.testing.assert_close(second, torch.full((3,), -0.01))  # the first step of Adam is as long as its rate
+    assert before == 0.1
+    assert pair.update.lr == pytest.approx(0.1 * cosine_share(1, 10, 0, 0))
+
+
+def test_gradients_do_not_pile_up():
+    """Each step uses the gradient of its own loss alone."""
+    pair = Pair(OptimiserConfig(momentum=0.0, weight_decay=0.0, min_lr=0.1), ADAMW)
+
+    first, _ = pair.train(2)
+
+    torch.testing.assert_close(first, torch.full((3,), 0.2 + 0.1 * 2 * (1 - 0.2)))
+
+
+def test_state_is_taken_up_again():
+    """Momenta, moments and schedules of all optimisers go on from where they were."""
+    whole, broken, resumed = Pair(), Pair(), Pair()
+    expected = whole.train(6)
+
+    weights = broken.train(3)
+    resumed.update.load_state_dict(broken.update.state_dict())
+    with torch.no_grad():
+        resumed.first.copy_(weights[0])
+        resumed.second.copy_(weights[1])
+
+    for found, value in zip(resumed.train(3), expected, strict=True):
+        assert torch.equal(found, value)
+    assert resumed.update.lr == whole.update.lr
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [(SGD, [nn.Parameter(torch.zeros(3))])],
+        [(SGD, [nn.Parameter(torch.zeros(3))]), (ADAMW, [nn.Parameter(torch.zeros(3)) for _ in range(2)])],
+    ],
+    ids=["one optimiser", "another parameter"],
+)
+def test_state_of_other_optimisers_is_refused(others: list[Any]):
+    """A state with fewer optimisers or more parameters belongs to another run."""
+    pair = Pair()
+    pair.train(1)
+
+    with pytest.raises(ValueError, match=r"longer|doesn't match"):
+        Update.of(others, total_steps=10).load_state_dict(pair.update.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from training import SIDE, write_pictures
 
 from samix.mixing.artefact import load_mixer, read_provenance
+from samix.mixing.presets import HALF
 from trainer.pretrain import main
 
 QUICK = ["--epochs", "1", "--loading.global-batch", "32", "--device", "cpu"]
@@ -51,6 +52,18 @@ def test_writes_an_artefact_that_loads(shard: str, tmp_path: Path):
     assert json.loads(path.with_suffix(".config.json").read_text())["loading"]["global_batch"] == 32
 
 
+@pytest.mark.parametrize("size", ["16", "24"])
+def test_the_image_size_is_said_once(shard: str, tmp_path: Path, size: str):
+    """The mixer takes the size and the normalisation of what it was trained on; there is nothing to keep in step."""
+    path = tmp_path / "mixer.safetensors"
+
+    main(["digits_samix_cpu", *QUICK, "--data", shard, "--out", str(path), "--loading.image-size", size])
+
+    spec = load_mixer(path).spec
+    assert spec.image_size == int(size)
+    assert spec.mean == spec.std == HALF
+
+
 def test_is_repeated_exactly(shard: str, tmp_path: Path):
     """The same data and seed give the same weights, another seed gives others."""
     versions = []
@@ -76,8 +89,12 @@ def test_refuses_an_output_before_training(shard: str, tmp_path: Path, capsys: p
         (["--data", "no-such.tar"], "no shard matches 'no-such.tar'"),
         (["--loading.global-batch", "128"], "70 samples do not fill a global batch of 128"),
         (["--num-classes", "3"], "but there are 3 classes (0 to 2)"),
-        (["--loading.image-size", "32"], "mixer.image_size is 16, loading.image_size is 32; give both the same value"),
-        (["--optimiser.lr", "1e30"], "lower --optimiser.lr or --mixer-lr"),
+        (["--loading.image-size", "4"], "images are 4 x 4, this mixer takes sides of 8 to 1024 pixels"),
+        (["--loading.image-size", "128"], "images of 128 x 128 make 4096 tokens, this mixer takes 1024"),
+        (["--online.stage", "9"], "stage must be 0..3 for this backbone, got 9"),
+        (["--online.momentum", "1.5"], "0 <= momentum <= momentum_end <= 1, got 1.5 and 0.99"),
+        (["--online.mode", "openmixup"], "mode 'openmixup' draws one lam per batch; set per_sample_lam to False"),
+        (["--optimiser.lr", "1e30"], "lower --optimiser.lr"),
         (["--epochs", "0"], "epochs and log_every must be at least 1, got 0 and 20"),
     ],
 )

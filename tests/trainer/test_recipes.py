@@ -9,6 +9,8 @@ import torch
 
 from samix.mixing.frozen import random_mixer
 from services.config import parse_recipe
+from trainer.methods.build import build_method
+from trainer.methods.online import CoTraining
 from trainer.model import build_classifier
 from trainer.pretrain_config import PRETRAIN_RECIPES
 from trainer.recipes import RECIPES
@@ -20,7 +22,7 @@ def test_model_takes_the_images(name: str):
     config = RECIPES[name][1]
     side = config.data.image_size
 
-    model = build_classifier(config.model, config.data.num_classes, seed=config.seed)
+    model = build_classifier(replace(config.model, weights=""), config.data.num_classes, seed=config.seed)
 
     assert model.eval()(torch.rand(2, 3, side, side)).shape == (2, config.data.num_classes)
 
@@ -30,22 +32,61 @@ def test_mixer_takes_the_images(name: str):
     """The mixer of a pretraining recipe mixes images of the recipe's size, and states that size."""
     config = PRETRAIN_RECIPES[name][1]
     side = config.loading.image_size
+    spec = config.online.mixer_spec(config.model, side)
 
-    mixed = random_mixer(config.mixer, seed=0, name=name).mix(torch.rand(2, 3, side, side), seed=0)
+    mixed = random_mixer(spec, seed=0, name=name).mix(torch.rand(2, 3, side, side), seed=0)
 
     assert mixed.masks.shape == (2, 1, side, side)
-    assert config.mixer.image_size == side
+    assert spec.image_size == side
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_trained_online(name: str):
+    """`--mixing.policy online` works with each recipe: its mixer fits model and images, in the recipe's mode."""
+    config = RECIPES[name][1]
+    model, mixing = replace(config.model, weights=""), replace(config.mixing, policy="online")
+    config = replace(config, model=model, mixing=mixing)
+
+    method, _ = build_method(config, total_steps=10, device=torch.device("cpu"))
+
+    assert isinstance(method, CoTraining)
+    assert method.online.spec.mode == config.online.mode
+    assert method.online.freeze(name).spec.image_size == config.data.image_size
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar100_r18_automix",
+        "cifar100_r18_samix",
+        "tiny_r18_samix",
+        "imagenet_r18_samix_100ep",
+        "imagenet_r50_samix_100ep",
+        "cub_r18_samix",
+    ],
+)
+def test_published_recipes_come_in_both_modes(name: str):
+    """Each is there as the papers mean it, and with a twin that differs by the public reference's choices alone."""
+    paper, reference = RECIPES[name][1], RECIPES[f"{name}_openmixup"][1]
+    online = reference.online
+
+    assert (paper.online.mode, online.mode) == ("paper", "openmixup")
+    assert paper.mixing.policy == reference.mixing.policy == "online"
+    assert (online.per_sample_lam, online.block.learnable_gamma, online.block.activation) == (False, False, "elu")
+    assert (paper.objective.clean_weight, reference.objective.clean_weight) == (0.0, 1.0)
+    assert replace(reference, online=paper.online, objective=paper.objective) == paper
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_training_recipe_from_the_command_line(name: str):
     """The flags of a training recipe change what they name and leave everything else as it is."""
-    flags = ["--data.train", "a.tar", "--data.val", "b.tar"]
+    flags = ["--data.train", "a.tar", "--data.val", "b.tar", "--model.weights", "c.pth"]
 
     parsed = parse_recipe(RECIPES, "train", [name, *flags], environ={})
 
     recipe = RECIPES[name][1]
-    assert parsed == (name, replace(recipe, data=replace(recipe.data, train="a.tar", val="b.tar")))
+    data, model = replace(recipe.data, train="a.tar", val="b.tar"), replace(recipe.model, weights="c.pth")
+    assert parsed == (name, replace(recipe, data=data, model=model))
 
 
 @pytest.mark.parametrize("name", PRETRAIN_RECIPES)

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from training import ALONE
 
 from trainer.loop import Step
-from trainer.report import RunLog, draw_comparison, draw_curves, follow, write_summary
+from trainer.report import RunLog, average_figures, draw_comparison, draw_curves, follow, write_summary
 
 
 def rows(folder: Path) -> list[dict]:
@@ -33,7 +33,15 @@ def ink(path: Path) -> float:
 
 def steps(count: int, seconds: float = 0.5) -> Iterator[Step]:
     return (
-        Step(loss=float(number), lr=0.1, images=4, duration_s=seconds, waited_s=seconds / 4) for number in range(count)
+        Step(
+            loss=float(number),
+            lr=0.1,
+            images=4,
+            duration_s=seconds,
+            waited_s=seconds / 4,
+            figures={"spread": number / 10},
+        )
+        for number in range(count)
     )
 
 
@@ -80,8 +88,18 @@ def test_steps_pass_through_and_are_averaged(tmp_path: Path, caplog: pytest.LogC
     assert [step.loss for step in passed] == [0, 1, 2, 3, 4]
     assert [row["loss"] for row in rows(tmp_path)] == [0.5, 2.5]
     assert [row["step"] for row in rows(tmp_path)] == [2, 4]
+    assert [row["spread"] for row in rows(tmp_path)] == [0.05, 0.25]
     assert rows(tmp_path)[0]["images_per_s"] == 2 * 4 / 0.5
     assert [vars(record)["epoch_eta_s"] for record in caplog.records] == [2, 0]
+
+
+def test_figures_are_averaged_by_name():
+    """What a method measures is averaged under its own name; a method that measures nothing adds nothing."""
+    measured = list(steps(4))
+    silent = [replace(step, figures={}) for step in measured]
+
+    assert average_figures(measured) == {"spread": 0.15}
+    assert average_figures(silent) == {}
 
 
 def test_summary_appears_whole(tmp_path: Path):

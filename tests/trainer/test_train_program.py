@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from serving import serve, tiny_mixer
-from training import NUM_CLASSES, images_mixed, page_value, picture, write_pictures, write_shard
+from training import NUM_CLASSES, images_mixed, page_value, picture, summary_of, write_pictures, write_shard
 
 from mixer_server.app import MixerServer
 from trainer.checkpoint import load_checkpoint
 from trainer.cli import main
+from trainer.recipes import RECIPES
 
 QUICK = ["--epochs", "1", "--device", "cpu", "--metrics.linger-s", "0"]
 NO_MIXER = ["--mixing.policy", "none"]
@@ -35,11 +36,12 @@ def refusal(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 def test_leaves_everything_a_person_needs(data: list[str], server: MixerServer, tmp_path: Path):
     """A run on a mixer server leaves summary, log, curves, checkpoint, config and metrics, and they agree."""
     before, endpoint = images_mixed(server), server.addresses["grpc"]
+    flags = ["--mixing.endpoint", endpoint, "--mixing.deadline-s", "60", "--out", str(tmp_path)]
 
-    status = train(*data, "--mixing.endpoint", endpoint, "--out", str(tmp_path), "--epochs", "2", "--log-every", "2")
+    status = train(*data, *flags, "--epochs", "2", "--log-every", "2")
 
     assert status == 0
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = summary_of(tmp_path)
     expected = {"policy": "remote", "world_size": 1, "steps": 6, "images": 384, "fallbacks": 0, "evaluated": 30}
     assert summary.items() >= expected.items()
     assert images_mixed(server) - before == 384
@@ -58,7 +60,7 @@ def test_is_repeated_exactly(data: list[str], artefact: Path, tmp_path: Path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         flags = ["--mixing.policy", "local", "--mixing.artefact", str(artefact), "--out", str(tmp_path / name)]
         assert train(*data, *flags, "--seed", seed) == 0
-        summaries.append(json.loads((tmp_path / name / "summary.json").read_text()))
+        summaries.append(summary_of(tmp_path / name))
 
     first, second, other = ((summary["last_loss"], summary["top1"]) for summary in summaries)
     assert first == second != other
@@ -69,7 +71,7 @@ def test_learns(data: list[str], tmp_path: Path):
     status = train(*data, *NO_MIXER, "--out", str(tmp_path), "--epochs", "12", "--optimiser.lr", "0.05")
 
     assert status == 0
-    assert json.loads((tmp_path / "summary.json").read_text())["best_top1"] > 0.5
+    assert summary_of(tmp_path)["best_top1"] > 0.5
 
 
 def test_a_taken_metrics_port_stops_no_run(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -119,6 +121,8 @@ def test_a_loss_that_is_no_number(data: list[str], tmp_path: Path, capsys: pytes
         (["--epochs", "0"], "epochs and log_every must be at least 1, got 0 and 100"),
         (["--seed", "-3"], "seed must not be negative, got -3"),
         (["--model.backbone.name", "resnet1"], "timm knows no backbone 'resnet1'"),
+        (["--objective.clean-weight", "-1"], "clean_weight must be a number of at least 0, got -1.0"),
+        (["--mixing.policy", "online", "--online.stage", "4"], "stage must be 0..3 for this backbone, got 4"),
         (
             ["--mixing.policy", "remote", "--mixing.endpoint", "127.0.0.1:1", "--mixing.startup-timeout-s", "1"],
             "no mixer was ready at 127.0.0.1:1 within 1 s",
@@ -138,9 +142,9 @@ def test_unknown_recipe(capsys: pytest.CaptureFixture[str]):
     status = main(["imagenet"])
 
     assert status == 2
+    known = ", ".join(RECIPES)
     assert capsys.readouterr().err == (
-        "error: no recipe is called 'imagenet'; `samix train RECIPE [--flags]` knows digits_cpu, cifar_cpu, small_cpu, "
-        "photo_cpu\n"
+        f"error: no recipe is called 'imagenet'; `samix train RECIPE [--flags]` knows {known}\n"
     )
 
 

@@ -1,6 +1,5 @@
 """Two ranks that torchrun started, on a real mixer server."""
 
-import json
 import os
 import signal
 from contextlib import ExitStack
@@ -9,7 +8,16 @@ from urllib.request import urlopen
 
 import pytest
 from serving import serve, tiny_mixer
-from training import images_mixed, page_value, processes_of, survivors, torchrun, write_pictures
+from training import (
+    events_of,
+    images_mixed,
+    page_value,
+    processes_of,
+    summary_of,
+    survivors,
+    torchrun,
+    write_pictures,
+)
 
 from trainer.children import start_child
 
@@ -20,15 +28,12 @@ def quiet(_line: str) -> None:
     """Hear a line and do nothing."""
 
 
-def summary_of(out: Path) -> dict:
-    return json.loads((out / "summary.json").read_text())
-
-
 def test_two_ranks_share_a_server(data: list[str], tmp_path: Path):
     """Both ranks make the same steps, every image is mixed by the server once, and nobody falls back."""
     out = tmp_path / "run"
     with serve(tiny_mixer()) as server:
-        flags = torchrun("--epochs", "2", "--mixing.endpoint", server.addresses["grpc"], *data, "--out", str(out))
+        patient = ["--mixing.endpoint", server.addresses["grpc"], "--mixing.deadline-s", "60"]
+        flags = torchrun("--epochs", "2", *patient, *data, "--out", str(out))
         with start_child("torch.distributed.run", flags, tmp_path / "train.log") as ranks:
             ranks.wait(LIMIT_S, quiet)
         mixed = images_mixed(server)
@@ -100,8 +105,7 @@ def test_a_killed_server_costs_no_step(artefact: Path, tmp_path: Path):
     assert [rank["steps"] for rank in summary["ranks"]] == [steps, steps]
     assert summary["images"] == steps * 64
     assert all(0 < count < steps for count in fallbacks)
-    epochs = [row for row in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if row["event"] == "epoch"]
-    assert sum(epoch["fallbacks"] for epoch in epochs) == summary["fallbacks"] == sum(fallbacks)
+    assert sum(epoch["fallbacks"] for epoch in events_of(out)) == summary["fallbacks"] == sum(fallbacks)
     assert {word for line in outage.lost for word in line.split() if word.startswith("rank=")} == {"rank=0", "rank=1"}
     assert {word for line in outage.back for word in line.split() if word.startswith("rank=")} == {"rank=0", "rank=1"}
     assert 0 < mixed_again <= summary["images"] - 32 * sum(fallbacks)

@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from serving import serve
-from sklearn.datasets import load_digits
-from torch.nn import functional as F
+from training import digit_pictures
 
 from samix import load_mixer
-from samix.mixing.frozen import FrozenMixer
 from trainer.quality import mask_quality
 
 ROOT = Path(__file__).parent.parent
@@ -47,14 +45,7 @@ def test_the_digits_mixer_is_not_trivial():
     """Its masks follow lambda and vary over the picture, as its card says."""
     mixer = load_mixer(DIGITS)
 
-    quality = mask_quality(mixer, _digits(mixer), seed=0)
+    quality = mask_quality(mixer, digit_pictures(256, mixer.spec.image_size), seed=0)
 
     assert quality.mean_error < 0.08
     assert quality.mean_spread > 0.15
-
-
-def _digits(mixer: FrozenMixer) -> torch.Tensor:
-    pixels, _ = load_digits(return_X_y=True)
-    pictures = torch.from_numpy(pixels[:256]).float().view(-1, 1, 8, 8) / 16
-    size = (mixer.spec.image_size, mixer.spec.image_size)
-    return F.interpolate(pictures, size, mode="bicubic").clamp(0, 1).expand(-1, 3, -1, -1)

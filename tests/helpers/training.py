@@ -1,4 +1,4 @@
-"""Small shards that can be learnt, ranks in processes of their own, what a server counted, and what still runs."""
+"""Shards that can be learnt, digits, ranks in processes of their own, what a server counted, and what still runs."""
 
 import contextlib
 import io
@@ -19,6 +19,9 @@ import torch.multiprocessing as mp
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import WAIT_S
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.nn import functional as F
 
 from mixer_server.app import MixerServer
 from services.shards.dataset import Batch
@@ -134,3 +137,10 @@ def survivors(word: str) -> dict[int, str]:
             select.select([process], [], [], WAIT_S)
             os.close(process)
     return processes_of(word)
+
+
+def digit_pictures(count: int, side: int) -> Tensor:
+    """Show scikit-learn's first handwritten digits at `side` pixels, float [count, 3, side, side] in [0, 1]."""
+    pixels, _ = load_digits(return_X_y=True)
+    pictures = torch.from_numpy(pixels[:count]).float().view(-1, 1, 8, 8) / 16
+    return F.interpolate(pictures, (side, side), mode="bicubic").clamp(0, 1).expand(-1, 3, -1, -1)

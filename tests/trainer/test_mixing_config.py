@@ -3,16 +3,19 @@
 import socket
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 import pytest
-from training import ALONE, SIDE, make_batch
+from training import ALONE, NUM_CLASSES, SIDE, make_batch
 
 from mixer_server.app import MixerServer
 from samix.errors import ArtefactError, ConfigError, InputError
+from samix.mixing.policies import PolicyName
+from samix.mixing.presets import TINY_RESNET
 from trainer.metrics import TrainerMetrics
 from trainer.mixing import MixingConfig, open_mixing
+from trainer.model import ModelConfig, build_classifier
 from trainer.prefetch import InProcessMixing, RemoteMixing
 
 QUICK_S = 1.0
@@ -20,7 +23,10 @@ QUICK_S = 1.0
 
 def open_and_mix(config: MixingConfig, image_size: int = SIDE) -> type:
     """Open the mixing of a config, mix a batch, and say which kind it is."""
-    with open_mixing(config, seed=0, image_size=image_size, world=ALONE, metrics=TrainerMetrics(0)) as mixing:
+    classifier = build_classifier(ModelConfig(backbone=TINY_RESNET), NUM_CLASSES, seed=0)
+    with open_mixing(
+        config, seed=0, image_size=image_size, world=ALONE, metrics=TrainerMetrics(0), classifier=classifier
+    ) as mixing:
         assert len(list(mixing.epoch(0, [make_batch()]))) == 1
         return type(mixing)
 
@@ -57,7 +63,7 @@ def test_usual_alpha(policy: Any, alpha: float):
     assert MixingConfig(policy=policy, alpha=0.3).resolved_alpha == 0.3
 
 
-@pytest.mark.parametrize("policy", ["none", "mixup", "cutmix"])
+@pytest.mark.parametrize("policy", get_args(PolicyName))
 def test_hand_crafted_policies(policy: Any):
     """Hand-crafted policies mix in this process."""
     assert open_and_mix(MixingConfig(policy=policy)) is InProcessMixing

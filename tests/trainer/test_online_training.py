@@ -23,7 +23,7 @@ from learning import (
 )
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from training import OPENMIXUP_FLAGS, events_of, join_as, spawn_two_ranks, summary_of
+from training import ALONE, OPENMIXUP_FLAGS, events_of, join_as, spawn_two_ranks, summary_of
 
 from samix.mixing.artefact import load_mixer, read_provenance
 from samix.mixing.backbone import BackboneSpec
@@ -35,7 +35,7 @@ from services.shards.dataset import Batch
 from trainer.checkpoint import load_checkpoint
 from trainer.cli import main
 from trainer.loop import Precision, Step, train_epoch
-from trainer.methods.build import build_method
+from trainer.methods.build import build_method, open_batches
 from trainer.methods.config import CoTrainingConfig
 from trainer.methods.objective import ObjectiveConfig
 from trainer.methods.online import CoTraining
@@ -299,6 +299,17 @@ def test_a_clean_head_is_there_only_where_it_learns(mode: Any, clean_weight: flo
     method, _ = build_method(config, total_steps=STEPS, device=torch.device("cpu"))
 
     assert (method.classifier.head_one is not None) == two_heads
+
+
+@pytest.mark.parametrize(("set_for_all", "used"), [(0.0, 2.0), (0.4, 0.4)])
+def test_an_alpha_for_all_policies_holds_online_too(set_for_all: float, used: float):
+    """`--mixing.alpha` draws the lambdas of policy `online` as well; 0 leaves it to the settings of the mixer."""
+    config = RECIPES["digits_cpu"][1]
+    config = replace(config, mixing=replace(config.mixing, policy="online", alpha=set_for_all))
+
+    with open_batches(config, co_training(), ALONE, TrainerMetrics(0), steps_per_epoch=2) as batches:
+        assert isinstance(batches, Planning)
+        assert batches.config == replace(config.online, alpha=used)
 
 
 def test_state_goes_to_another_process_and_back():

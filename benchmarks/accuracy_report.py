@@ -33,19 +33,22 @@ def accuracy_table(report: dict[str, Any]) -> str:
 
 
 def draw_accuracies(path: Path, report: dict[str, Any]) -> None:
-    """Draw every run as a point and the mean of each way as a bar."""
+    """Draw every run as a point and the mean of each way as a stroke; bars would need an axis from 0."""
     ways = sorted(report["ways"], key=lambda way: fmean(run["top1"] for run in way["runs"]))
     figure = Figure(figsize=(7, 0.4 * len(ways) + 1.2), layout="constrained")
     axes = figure.subplots()
     for height, way in enumerate(ways):
         accuracies = [100 * run["top1"] for run in way["runs"]]
-        axes.barh(height, fmean(accuracies), color="tab:blue" if "SAMix" in way["title"] else "0.7", alpha=0.6)
-        axes.plot(accuracies, [height] * len(accuracies), "k.", markersize=6)
+        colour = "tab:blue" if "SAMix" in way["title"] else "0.5"
+        axes.axhline(height, color="0.9", zorder=0)
+        axes.plot(fmean(accuracies), height, "|", color=colour, markersize=22, markeredgewidth=3)
+        axes.plot(accuracies, [height] * len(accuracies), ".", color=colour, markersize=8)
         axes.text(max(accuracies), height, f"  {fmean(accuracies):.1f}", va="center", fontsize=8)
     everything = [100 * run["top1"] for way in ways for run in way["runs"]]
     axes.set_xlim(min(everything) - 3, max(everything) + 3)
+    axes.set_ylim(-0.7, len(ways) - 0.3)
     axes.set_yticks(range(len(ways)), [way["title"] for way in ways])
-    axes.set_xlabel("top-1 accuracy, % (dots: seeds, bars: their mean)")
+    axes.set_xlabel("top-1, % (dots: seeds, strokes: means; blue: learned mixers)")
     figure.savefig(path, dpi=120)
 
 

@@ -90,7 +90,7 @@ def test_the_picture_shows_something(tmp_path: Path, seeds: int):
 
     draw_accuracies(tmp_path / "accuracy.png", report)
 
-    assert ink(tmp_path / "accuracy.png") > 0.1
+    assert ink(tmp_path / "accuracy.png") > 0.02
 
 
 def test_the_frozen_mixer_is_the_one_trained_online():
@@ -116,7 +116,7 @@ def test_finished_runs_are_only_reported(tmp_path: Path, capsys: pytest.CaptureF
     assert accuracies_of(report) == pytest.approx([0.2 + n / 100 for n in range(8)])
     assert report["settings"]["seeds"] == [0]
     assert f"commit {report['versions']['commit']}, " in output.splitlines()[0]
-    assert ink(tmp_path / "accuracy.png") > 0.1
+    assert ink(tmp_path / "accuracy.png") > 0.02
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
@@ -179,7 +179,7 @@ def test_every_way_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture
     report = json.loads((out / "table.json").read_text())
     assert output.count(" to go\n") == 8
     assert accuracy_table(report) in output
-    assert ink(out / "accuracy.png") > 0.1
+    assert ink(out / "accuracy.png") > 0.02
     for way in WAYS:
         summary = summary_of(out / "seed0" / way.name)
         assert summary["epochs"] == 1

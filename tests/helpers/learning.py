@@ -44,8 +44,8 @@ def learning(module: nn.Module) -> set[str]:
 
 
 def all_parameters(module: nn.Module, prefix: str = "") -> set[str]:
-    """Name all parameters of a module."""
-    return {prefix + name for name, _ in module.named_parameters()}
+    """Name all parameters of a module that may learn; a gamma that is fixed may not."""
+    return {prefix + name for name, parameter in module.named_parameters() if parameter.requires_grad}
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

@@ -37,7 +37,7 @@ def least_labels(costs: Tensor, below: Tensor, beside: Tensor) -> Tensor:
         (nodes[..., :-1], nodes[..., 1:], beside_),
     ):
         edges += _smoothness_edges(first, second, weights)
-    return from_numpy(_source_side(edges, nodes.size)[nodes].sum(axis=1))
+    return from_numpy(_source_side(edges, nodes.size, num_layers=steps.shape[1])[nodes].sum(axis=1))
 
 
 def _label_edges(nodes: npt.NDArray, steps: npt.NDArray) -> Iterator[_Edges]:
@@ -56,13 +56,13 @@ def _smoothness_edges(first: npt.NDArray, second: npt.NDArray, weights: npt.NDAr
             yield second[:, upper], first[:, lower], capacity
 
 
-def _source_side(edges: list[_Edges], num_nodes: int) -> npt.NDArray:
+def _source_side(edges: list[_Edges], num_nodes: int, *, num_layers: int) -> npt.NDArray:
     # Which nodes lie on the source's side of a least cut, bool [num_nodes + 2]: source and sink come last.
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
     tails, heads, costs = (np.concatenate([part.ravel() for part in column]) for column in zip(*edges, strict=True))
-    capacities = _to_integers(costs, num_nodes, tails, heads)
+    capacities = _to_integers(costs, num_nodes, num_layers, tails, heads)
     graph = csr_array((capacities, (tails, heads)), shape=(num_nodes + 2, num_nodes + 2))
     residual = graph - maximum_flow(graph, num_nodes, num_nodes + 1).flow
     residual.eliminate_zeros()
@@ -72,9 +72,11 @@ def _source_side(edges: list[_Edges], num_nodes: int) -> npt.NDArray:
     return is_source_side
 
 
-def _to_integers(costs: npt.NDArray, num_nodes: int, tails: npt.NDArray, heads: npt.NDArray) -> npt.NDArray:
-    # No sum of finite edges at one node may outweigh an infinite one.
+def _to_integers(
+    costs: npt.NDArray, num_nodes: int, num_layers: int, tails: npt.NDArray, heads: npt.NDArray
+) -> npt.NDArray:
+    # An infinite edge carries what leaves its block through the finite edges of all layers, and must not be full.
     finite = np.where(np.isinf(costs), 0, costs)
     at_nodes = np.bincount(tails, finite, num_nodes + 2) + np.bincount(heads, finite, num_nodes + 2)
-    largest = at_nodes[:num_nodes].max() or 1.0
+    largest = num_layers * at_nodes[:num_nodes].max() or 1.0
     return np.minimum(costs * (_INFINITE / largest), _INFINITE).astype(np.int32)

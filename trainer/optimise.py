@@ -71,6 +71,7 @@ class Update:
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes up again."""
         return {
+            "kinds": self._kinds(),
             "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
             "schedules": [schedule.state_dict() for schedule in self._schedules],
         }
@@ -81,10 +82,15 @@ class Update:
         Raises:
             ValueError: if it has other optimisers or parameters.
         """
+        if state["kinds"] != self._kinds():  # torch would take it, and fail at the first step
+            raise ValueError(f"it was trained with {' and '.join(state['kinds'])}, not {' and '.join(self._kinds())}")
         for mine, theirs in zip(self._optimisers, state["optimisers"], strict=True):
             mine.load_state_dict(theirs)
         for mine, theirs in zip(self._schedules, state["schedules"], strict=True):
             mine.load_state_dict(theirs)
+
+    def _kinds(self) -> list[str]:
+        return [type(optimiser).__name__ for optimiser in self._optimisers]
 
 
 def build_optimiser(config: OptimiserConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -57,8 +57,9 @@ def leave_finished_runs(folder: Path) -> None:
 
 
 def ink(path: Path) -> float:
-    """Share of a picture that is not white."""
-    return float((imread(path)[:, :, :3].min(axis=2) < 0.9).mean())
+    """Share of a picture that is coloured, as the learned mixers are: neither white nor grey."""
+    pixels = imread(path)[:, :, :3]
+    return float((pixels.max(axis=2) - pixels.min(axis=2) > 0.3).mean())
 
 
 def test_the_table_has_a_line_for_each_way():
@@ -85,12 +86,12 @@ def test_one_seed_has_no_spread():
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_picture_shows_something(tmp_path: Path, seeds: int):
-    """Bars and dots are there, of one seed too."""
+    """Strokes and dots are there, of one seed too."""
     report = {"ways": [way | {"runs": way["runs"][:seeds]} for way in REPORT["ways"]]}
 
     draw_accuracies(tmp_path / "accuracy.png", report)
 
-    assert ink(tmp_path / "accuracy.png") > 0.02
+    assert ink(tmp_path / "accuracy.png") > 2e-4
 
 
 def test_the_frozen_mixer_is_the_one_trained_online():
@@ -116,7 +117,7 @@ def test_finished_runs_are_only_reported(tmp_path: Path, capsys: pytest.CaptureF
     assert accuracies_of(report) == pytest.approx([0.2 + n / 100 for n in range(8)])
     assert report["settings"]["seeds"] == [0]
     assert f"commit {report['versions']['commit']}, " in output.splitlines()[0]
-    assert ink(tmp_path / "accuracy.png") > 0.02
+    assert ink(tmp_path / "accuracy.png") > 2e-4
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
@@ -179,7 +180,7 @@ def test_every_way_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture
     report = json.loads((out / "table.json").read_text())
     assert output.count(" to go\n") == 8
     assert accuracy_table(report) in output
-    assert ink(out / "accuracy.png") > 0.02
+    assert ink(out / "accuracy.png") > 2e-4
     for way in WAYS:
         summary = summary_of(out / "seed0" / way.name)
         assert summary["epochs"] == 1

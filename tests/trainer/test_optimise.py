@@ -140,15 +140,16 @@ def test_state_is_taken_up_again():
     [
         [(SGD, [nn.Parameter(torch.zeros(3))])],
         [(SGD, [nn.Parameter(torch.zeros(3))]), (ADAMW, [nn.Parameter(torch.zeros(3)) for _ in range(2)])],
+        [(ADAMW, [nn.Parameter(torch.zeros(3))]), (ADAMW, [nn.Parameter(torch.zeros(3))])],
     ],
-    ids=["one optimiser", "another parameter"],
+    ids=["one optimiser", "another parameter", "another kind"],
 )
 def test_state_of_other_optimisers_is_refused(others: list[Any]):
     """A state with fewer optimisers or more parameters belongs to another run."""
     pair = Pair()
     pair.train(1)
 
-    with pytest.raises(ValueError, match=r"longer|doesn't match"):
+    with pytest.raises(ValueError, match=r"trained with SGD and AdamW, not|doesn't match"):
         Update.of(others, total_steps=10).load_state_dict(pair.update.state_dict())
 
 

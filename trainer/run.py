@@ -21,7 +21,7 @@ from services.config import write_resolved
 from services.metrics import serve_metrics
 from services.shards.loader import eval_loader, train_loader
 from trainer.config import TrainConfig
-from trainer.evaluate import evaluate
+from trainer.evaluate import Accuracy, evaluate
 from trainer.export import Origin, first_pictures
 from trainer.loop import train_epoch
 from trainer.methods.build import build_method, open_batches
@@ -92,11 +92,15 @@ def _train(recipe: str, run: Run) -> None:
         write_resolved(run.config, run.config.out / "config.json")
     first_epoch = restore(run) if run.config.resume else 0
     network = _wrapped(run.method, run.world)
+    accuracy = None
     for epoch in range(first_epoch, run.config.epochs):
-        _epoch(run, network, epoch)
-    # Once more, so that a run that ended between its last checkpoint and its summary gets one when it is resumed.
-    accuracy = evaluate(run.method, run.val, run.world, run.method.classifier)
-    heads = {name: evaluate(run.method, run.val, run.world, head) for name, head in run.method.further_heads().items()}
+        accuracy = _epoch(run, network, epoch)
+    # A run that ended between its last checkpoint and its summary has no epoch left when it is resumed.
+    accuracy = accuracy or evaluate(run.method, run.val, run.world, run.method.classifier)
+    heads = {
+        name: accuracy if head is run.method.classifier else evaluate(run.method, run.val, run.world, head)
+        for name, head in run.method.further_heads().items()
+    }
     summary = summarise(recipe, run, accuracy, heads)
     page = run.config.out / f"metrics-rank{run.world.rank}.txt"
     page.write_bytes(generate_latest(run.metrics.registry))
@@ -115,7 +119,7 @@ def _wrapped(method: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(method, device_ids=[world.device] if world.device.type == "cuda" else None)
 
 
-def _epoch(run: Run, network: nn.Module, epoch: int) -> None:
+def _epoch(run: Run, network: nn.Module, epoch: int) -> Accuracy:
     started = time.monotonic()
     waited_s, fallen_back = run.metrics.waited_s, run.metrics.value(FALLBACKS)
     # Dropout alone draws from torch's global generator: from here each epoch draws the same, also after a resume.
@@ -162,6 +166,7 @@ def _epoch(run: Run, network: nn.Module, epoch: int) -> None:
         log.info("epoch", extra={**row, "of": run.config.epochs})
         run.method.epoch_done(figures, progress=(epoch + 1) / run.config.epochs)
         save(run, epoch)
+    return accuracy
 
 
 def _origin(recipe: str, config: TrainConfig) -> Origin:

@@ -1,7 +1,5 @@
 """A mixer that was trained before, in this process: encoder and mixing block in evaluation mode, one mask (SAMix^P)."""
 
-from collections.abc import Iterable, Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +8,8 @@ from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float, check_images,
 from samix.mixing.block import MixingBlock
 from samix.mixing.checksum import mixer_checksum
 from samix.mixing.encoder import Encoder, Normalise, feature_stride, num_feature_channels
-from samix.mixing.plan import generator_for, resolve_plan
+from samix.mixing.in_process import InProcessMixer
+from samix.mixing.plan import resolve_plan
 from samix.mixing.render import compose
 from samix.mixing.spec import MixerSpec
 
@@ -46,7 +45,7 @@ class MaskNet(nn.Module):
         return self.block(features, lam, partner)
 
 
-class FrozenMixer:
+class FrozenMixer(InProcessMixer):
     """A pretrained mixer behind the `Mixer` protocol. Use `load_mixer` to read one from an artefact."""
 
     def __init__(self, net: MaskNet, spec: MixerSpec, *, name: str, sha256: str, device: torch.device) -> None:
@@ -88,30 +87,6 @@ class FrozenMixer:
         plan = plan.to(self.device)
         with torch.autocast(self.device.type, enabled=False):  # the same masks, whatever the caller trains in
             return self._net(pixels, plan.lam, plan.partner)
-
-    def mix(
-        self,
-        images: Tensor,
-        labels: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        lam: float | Tensor | None = None,
-        partner: Tensor | None = None,
-    ) -> MixedBatch:
-        """Mix one batch; see `Mixer.mix`."""
-        generator = None if seed is None else generator_for(seed)
-        return self._mix(images, labels, lam, partner, generator)
-
-    def stream(
-        self,
-        batches: Iterable[tuple[Tensor, Tensor | None]],
-        *,
-        seed: int,
-        depth: int = 4,  # noqa: ARG002 - nothing overlaps in process
-    ) -> Iterator[MixedBatch]:
-        """Mix batches in order; see `Mixer.stream`."""
-        for index, (images, labels) in enumerate(batches):
-            yield self._mix(images, labels, None, None, generator_for(seed, index))
 
     def _mix(
         self,

@@ -4,7 +4,7 @@ One lam for the batch, as their papers have it, unless the caller gives one for 
 something more (a box, a mask), equal lams share one draw.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from samix.errors import BadBatch
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float, check_images, check_labels
-from samix.mixing.plan import check_alpha, generator_for, resolve_plan
+from samix.mixing.in_process import InProcessMixer
+from samix.mixing.plan import check_alpha, resolve_plan
 from samix.mixing.render import blend
 
 Compose = Callable[[Tensor, Tensor | None, MixPlan, torch.Generator | None], MixedBatch]
@@ -25,7 +26,7 @@ def _same(lam: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HandCraftedMixer:
+class HandCraftedMixer(InProcessMixer):
     """A policy: draw a plan, compose the batch by it."""
 
     compose: Compose
@@ -38,30 +39,6 @@ class HandCraftedMixer:
     def __post_init__(self) -> None:
         if self.alpha is not None:
             check_alpha(self.alpha)
-
-    def mix(
-        self,
-        images: Tensor,
-        labels: Tensor | None = None,
-        *,
-        seed: int | None = None,
-        lam: float | Tensor | None = None,
-        partner: Tensor | None = None,
-    ) -> MixedBatch:
-        """Mix one batch; see `Mixer.mix`."""
-        generator = None if seed is None else generator_for(seed)
-        return self._mix(images, labels, lam, partner, generator)
-
-    def stream(
-        self,
-        batches: Iterable[tuple[Tensor, Tensor | None]],
-        *,
-        seed: int,
-        depth: int = 4,  # noqa: ARG002 - nothing overlaps in process
-    ) -> Iterator[MixedBatch]:
-        """Mix batches in order; see `Mixer.stream`."""
-        for index, (images, labels) in enumerate(batches):
-            yield self._mix(images, labels, None, None, generator_for(seed, index))
 
     def _mix(
         self,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from logs import own_logging
 from safetensors import safe_open
 from torch import Tensor
 
@@ -40,7 +41,8 @@ def mixer(tmp_path_factory: pytest.TempPathFactory) -> FrozenMixer:
     folder = tmp_path_factory.mktemp("golden")
     recipe = runpy.run_path(str(FOLDER / "synthetic_checkpoint.py"))
     torch.save(recipe["checkpoint"](json.loads((FOLDER / f"keys_{NAME}.json").read_text()), 7), folder / "latest.pth")
-    assert main([str(folder / "latest.pth"), "--out", str(folder / "golden.safetensors"), *FLAGS]) == 0
+    with own_logging():
+        assert main([str(folder / "latest.pth"), "--out", str(folder / "golden.safetensors"), *FLAGS]) == 0
     return load_mixer(folder / "golden.safetensors")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from logs import own_logging
 from training import OPENMIXUP_FLAGS, events_of, summary_of
 
 from samix.mixing.artefact import load_mixer
@@ -49,7 +50,8 @@ def tensors(state: Any) -> list[torch.Tensor]:
 def done(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     folder = tmp_path_factory.mktemp("runs") / "done"
-    assert train(data, folder, *CUTMIX) == 0
+    with own_logging():
+        assert train(data, folder, *CUTMIX) == 0
     return folder
 
 

@@ -1,18 +1,17 @@
 """What happens to a picture between shard and batch. Each transform draws from the generator it is given, nothing else.
 
 A view is mostly one box of the source picture, resampled straight to the output: crops that are thrown away are never
-resized. Bilinear with antialiasing, as torchvision does by default.
+resized. `changes.py` has what may follow a crop.
 """
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
-from services.shards.decode import Picture
-
-Box = tuple[float, float, float, float]
+from services.shards.changes import Change
+from services.shards.decode import Box, ExactBox, Picture
+from services.shards.resample import Interpolation, resize, resize_box
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,10 +24,12 @@ class PaddedCrop:
     """Border on each side, pixels; less than `size`."""
     flip: bool
     """Mirror every second picture."""
+    interpolation: Interpolation = "bilinear"
+    """Where a picture is resized."""
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
         """Return uint8 [size, size, 3]."""
-        pixels = CentreCrop(size=self.size, resize=self.size)(picture, rng)
+        pixels = CentreCrop(size=self.size, resize=self.size, interpolation=self.interpolation)(picture, rng)
         top, left = rng.integers(-self.padding, self.padding + 1, 2)
         columns = self._reflected(left)
         if self.flip and rng.random() < 0.5:
@@ -52,11 +53,13 @@ class ResizedCrop:
     """Mirror every second picture."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Narrowest and widest shape, width over height."""
+    interpolation: Interpolation = "bilinear"
+    """How the crop is resized, with antialiasing."""
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
         """Return uint8 [size, size, 3]."""
         box = self.draw_box(*picture.size, rng)
-        pixels = np.asarray(_resample(picture, box, self.size, draft=True))
+        pixels = resize(*picture.crop(box, at_least=self.size), self.size, self.interpolation)
         return pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels
 
     def draw_box(self, width: int, height: int, rng: np.random.Generator) -> Box:
@@ -83,32 +86,46 @@ class CentreCrop:
     """Side of the output, pixels."""
     resize: int
     """Length the shorter side is resized to, pixels; at least `size`."""
+    interpolation: Interpolation = "bilinear"
+    """How it is resized, with antialiasing."""
 
     def __call__(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:  # noqa: ARG002 - a transform's shape
         """Return uint8 [size, size, 3]."""
         width, height = picture.size
         if width == height == self.size == self.resize:
-            return np.asarray(picture.load())
-        return np.asarray(_resample(picture, self.box(width, height), self.size, draft=False))
+            return picture.load()
+        return resize_box(picture.load(), self.box(width, height), self.size, self.interpolation)
 
-    def box(self, width: int, height: int) -> Box:
+    def box(self, width: int, height: int) -> ExactBox:
         """Find the crop in pixels of the source, rounded where torchvision's Resize and CenterCrop round."""
         shorter = min(width, height)
         new_width, new_height = self.resize * width // shorter, self.resize * height // shorter
         left, top = round((new_width - self.size) / 2), round((new_height - self.size) / 2)
         x_scale, y_scale = width / new_width, height / new_height
-        return left * x_scale, top * y_scale, (left + self.size) * x_scale, (top + self.size) * y_scale
+        right, bottom = (left + self.size) * x_scale, (top + self.size) * y_scale
+        return left * x_scale, top * y_scale, min(right, width), min(bottom, height)
 
 
-Transform = PaddedCrop | ResizedCrop | CentreCrop
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChangedCrop:
+    """A crop whose pixels are changed further, one change after the other."""
+
+    crop: PaddedCrop | ResizedCrop
+    """Makes the view."""
+    changes: tuple[Change, ...]
+    """What follows, in this order; each draws after the one before."""
+
+    @property
+    def size(self) -> int:
+        """Side of the output, pixels."""
+        return self.crop.size
+
+    def __call__(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
+        """Return uint8 [size, size, 3]."""
+        pixels = self.crop(picture, rng)
+        for change in self.changes:
+            pixels = change(pixels, rng)
+        return pixels
 
 
-def _resample(picture: Picture, box: Box, size: int, *, draft: bool) -> Image.Image:
-    width, height = picture.size
-    left, top, right, bottom = box
-    # Enough that the box alone still has `size` pixels a side: large photographs decode several times faster.
-    enough = (math.ceil(width * size / (right - left)), math.ceil(height * size / (bottom - top))) if draft else None
-    image = picture.load(enough)
-    x_scale, y_scale = image.width / width, image.height / height
-    scaled = (left * x_scale, top * y_scale, min(right * x_scale, image.width), min(bottom * y_scale, image.height))
-    return image.resize((size, size), Image.Resampling.BILINEAR, scaled)
+Transform = PaddedCrop | ResizedCrop | CentreCrop | ChangedCrop

@@ -1,4 +1,4 @@
-"""Write a data set as WebDataset shards: `samix shards SOURCE --out DIR`."""
+"""Write a data set as WebDataset shards (`samix shards SOURCE --out DIR`), or check some (`--check SHARDS`)."""
 
 import logging
 import sys
@@ -11,11 +11,13 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
+from samix.errors import ConfigError
 from services.cli import program
 from services.config import parse_config
 from services.logs import LogFormat, setup_logging
-from services.shards.index import escape
-from services.shards.sources import Source, open_source
+from services.shards.check import check_shards, describe
+from services.shards.patterns import escape, expand
+from services.shards.source_names import open_source
 from services.shards.writer import write_shards
 
 log = logging.getLogger(__name__)
@@ -25,12 +27,15 @@ LOG_EVERY = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsConfig:
-    """Write a data set as WebDataset shards with an index."""
+    """Write a data set as WebDataset shards with an index, or check shards that are there."""
 
-    source: tyro.conf.Positional[str]
-    """`digits` (scikit-learn's 1797 handwritten digits) or `imagefolder:PATH` (PATH/[SPLIT/]CLASS/*.jpg)."""
-    out: Path
+    source: tyro.conf.Positional[str] = ""
+    """`digits` (scikit-learn's 1797 handwritten digits), `imagefolder:PATH` (PATH/[SPLIT/]CLASS/*.jpg), or
+    `cifar10:PATH` and `cifar100:PATH` (the official .tar.gz, python version, or its folder)."""
+    out: Path | None = None
     """Folder of the shards; made if needed."""
+    check: tuple[str, ...] = ()
+    """Shards to check instead, to the last picture: paths, globs, patterns, URLs. Ends with 0 if all is well, or 2."""
     samples_per_shard: int = 1000
     """Samples of a shard; 1000 photographs are about 100 MB."""
     seed: int = 0
@@ -42,14 +47,26 @@ class ShardsConfig:
     log_format: LogFormat = "text"
     """Log lines for people or for machines."""
 
+    def __post_init__(self) -> None:
+        if self.check and (self.source or self.out):
+            raise ConfigError(f"--check reads shards and writes nothing; leave out {self.source or '--out'}")
+        if not self.check and not (self.source and self.out):
+            given = self.source or (f"--out {self.out}" if self.out else "nothing")
+            raise ConfigError(f"write `samix shards SOURCE --out DIR` or `samix shards --check SHARDS`, got {given}")
+
 
 @program
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
     config = parse_config(ShardsConfig, "shards", argv)
     setup_logging(config.log_format)
+    return _check(config.check) if config.check else _write(config)
+
+
+def _write(config: ShardsConfig) -> int:
+    assert config.out is not None  # __post_init__ has seen to it
     source = open_source(config.source, seed=config.seed, digits_size=config.digits_size)
-    with _progress(source) as on_sample:
+    with _progress(sum(map(len, source.splits.values())), "samples", LOG_EVERY) as on_sample:
         index = write_shards(
             source,
             config.out,
@@ -58,13 +75,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             on_sample=on_sample,
         )
     print(_summary(index, config.out))
+    return 0
+
+
+def _check(patterns: Sequence[str]) -> int:
+    total = len(expand(patterns))
+    with _progress(total, "shards", max(1, total // 20)) as on_shard:
+        report, classes = check_shards(patterns, on_shard=on_shard)
+    print(describe(report, classes))
+    return 2 if report.problems else 0
 
 
 @contextmanager
-def _progress(source: Source) -> Iterator[Callable[[], object]]:
-    total = sum(map(len, source.splits.values()))
+def _progress(total: int, unit: str, every: int) -> Iterator[Callable[[], object]]:
     if sys.stderr.isatty():
-        with tqdm(total=total, unit=" samples") as bar:
+        with tqdm(total=total, unit=f" {unit}") as bar:
             yield bar.update
         return
     done = 0
@@ -72,8 +97,8 @@ def _progress(source: Source) -> Iterator[Callable[[], object]]:
     def count() -> None:
         nonlocal done
         done += 1
-        if done % LOG_EVERY == 0:
-            log.info("shards_progress", extra={"samples": done, "of": total})
+        if done % every == 0:
+            log.info("shards_progress", extra={unit: done, "of": total})
 
     yield count
 

@@ -1,30 +1,19 @@
 """What a program loads: shards, sizes, augmentation and workers."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
 
 from samix.errors import ConfigError
-from services.shards.augment import CentreCrop, PaddedCrop, ResizedCrop, Transform
+from services.shards.cache import ShardCache
+from services.shards.views import ViewConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadingConfig:
+class LoadingConfig(ViewConfig):
     """How images are loaded."""
 
-    image_size: int = 32
-    """Side of the images the model sees, pixels."""
     global_batch: int = 128
     """Samples per step of all ranks together; stays the same when the number of ranks changes."""
-    augment: Literal["crop", "resized_crop", "none"] = "crop"
-    """crop: padded random crop (CIFAR); resized_crop: random area and shape (ImageNet); none: as for evaluation."""
-    flip: bool = True
-    """Mirror every second training image; not for digits or letters. Has no effect with augment none."""
-    padding: int = 4
-    """Border of augment crop on each side, pixels, reflected."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Smallest and largest share of the area that augment resized_crop keeps."""
-    eval_resize: int = 0
-    """Shorter side before the evaluation's centre crop, pixels; 256 for 224 px ImageNet. 0 is image_size."""
     window: int = 16
     """Shards whose samples are shuffled together. More mixes better, fewer reads disks more evenly."""
     lanes: int = 0
@@ -33,32 +22,29 @@ class LoadingConfig:
     """Processes per rank that decode; 0 decodes in the training process."""
     prefetch: int = 4
     """Batches each worker prepares ahead."""
+    skip_budget: int = 0
+    """Samples a rank may leave out of an epoch because they cannot be read, others taking their place; 0: none."""
+    index: str = ""
+    """Path or address of the shards' index.json; empty is the one beside them, which pipe: shards cannot have."""
+    cache: Path = Path("~/.cache/samix/shards")
+    """Folder where remote shards are kept whole, shared by all processes of a machine."""
+    cache_gb: float = 200.0
+    """Most it holds, GB; the shards used longest ago leave first. Lanes times window shards should fit."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "global_batch", "window", "prefetch"):
+        ViewConfig.__post_init__(self)
+        for name in ("global_batch", "window", "prefetch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("padding", "lanes", "num_workers"):
+        for name in ("lanes", "num_workers", "skip_budget"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.augment == "crop" and self.padding >= self.image_size:
-            raise ConfigError(f"padding must be smaller than image_size {self.image_size}, got {self.padding}")
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ConfigError(f"crop_scale must be two shares, 0 < smallest <= largest <= 1, got {self.crop_scale}")
-        if self.eval_resize and self.eval_resize < self.image_size:
-            raise ConfigError(f"eval_resize must be 0 or at least image_size {self.image_size}, got {self.eval_resize}")
+        if self.cache_gb <= 0:
+            raise ConfigError(f"cache_gb must be positive, got {self.cache_gb}; it holds whole shards")
 
-    def train_transform(self) -> Transform:
-        """Make what training does to a picture."""
-        if self.augment == "crop":
-            return PaddedCrop(size=self.image_size, padding=self.padding, flip=self.flip)
-        if self.augment == "resized_crop":
-            return ResizedCrop(size=self.image_size, scale=self.crop_scale, flip=self.flip)
-        return self.eval_transform()
-
-    def eval_transform(self) -> Transform:
-        """Make what evaluation does to a picture."""
-        return CentreCrop(size=self.image_size, resize=self.eval_resize or self.image_size)
+    def shard_cache(self) -> ShardCache:
+        """Describe the cache of remote shards."""
+        return ShardCache(folder=self.cache, limit_bytes=round(self.cache_gb * 1e9))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +52,7 @@ class LabelledShards:
     """Where images are and how many classes they have."""
 
     train: str
-    """Shards to train on: a path, a glob or a pattern like train-{000000..000003}.tar (quote it)."""
+    """Shards to train on: path, glob or pattern like train-{000000..000003}.tar, URL or pipe:COMMAND (quote it)."""
     val: str
     """Shards to evaluate on."""
     num_classes: int

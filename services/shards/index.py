@@ -1,126 +1,147 @@
-"""Which shards a pattern names and how many samples each holds, from `index.json` where there is one.
+"""Which shards there are and how many samples each holds, from `index.json` where there is one.
 
-Layouts of other tools are understood too: an entry {"shard", "samples", "bytes"} counts wherever it stands under
-"splits". Shards that no index lists are counted by scanning their headers.
+Local shards that no index lists are counted by scanning their headers, remote ones by fetching them.
 """
 
-import glob
-import json
-import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from braceexpand import braceexpand
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from samix.errors import ShardError
-from services.shards.tar import scan_shard
+from services.shards.cache import ShardCache
+from services.shards.index_file import INDEX_NAME, Index, IndexEntry, read_index
+from services.shards.patterns import expand
+from services.shards.shard import Shard, folder_of, shard_name
+from services.shards.tar import scan_file, scan_shard
 
-INDEX_NAME = "index.json"
+log = logging.getLogger(__name__)
+
+FETCHES_AT_ONCE = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardSet:
     """Shards in the order of their names. A sample's position is its number across all of them."""
 
-    paths: tuple[Path, ...]
+    shards: tuple[Shard, ...]
     """One tar file each."""
     samples: tuple[int, ...]
     """Samples in each shard."""
+    cache: ShardCache
+    """Where remote shards are kept."""
+    classes: tuple[str, ...] = ()
+    """Name of each label; empty where no index says."""
 
     @property
     def total(self) -> int:
         """Number of samples, hence of positions."""
         return sum(self.samples)
 
+    @property
+    def has_remote(self) -> bool:
+        """Whether some of it must be fetched."""
+        return any(shard.path is None for shard in self.shards)
 
-def open_shards(pattern: str | Sequence[str]) -> ShardSet:
+
+def open_shards(
+    pattern: str | Sequence[str], *, cache: ShardCache | None = None, index: str = "", tolerant: bool = False
+) -> ShardSet:
     """Find shards and count their samples.
 
     Args:
-        pattern: a path, a glob, a brace pattern such as `train-{000000..000003}.tar`, or several of them. What exists
-            under that very name is taken literally.
+        pattern: a path, a glob, a brace pattern such as `train-{000000..000003}.tar`, an http(s) URL or `pipe:` command
+            with or without braces, or several of them. What exists under that very name is taken literally.
+        cache: where remote shards are kept; None takes the default folder.
+        index: path or address of the index; empty takes the `index.json` beside the shards, if there is one.
+        tolerant: accept listed shards that are missing or of another size; they fail when they are read.
 
     Raises:
         ShardError: if nothing matches, or a shard is truncated or holds no samples.
     """
-    paths = expand(pattern)
-    indices = {folder: _read_index(folder / INDEX_NAME) for folder in {path.parent for path in paths}}
-    samples = tuple(_count(path, indices[path.parent].get(path.name)) for path in paths)
-    return ShardSet(paths=tuple(paths), samples=samples)
+    cache = cache or ShardCache()
+    indices = _Indices(cache=cache, given=index)
+    addresses = expand(pattern, keep=lambda name: tolerant and indices.entry(name) is not None)
+    entries = [indices.entry(address) for address in addresses]
+    shards = tuple(map(_shard, addresses, entries))
+    for shard, entry in zip(shards, entries, strict=True):
+        if entry is not None:
+            _check(shard, tolerant=tolerant)
+    return ShardSet(shards=shards, samples=_samples(shards, entries, cache), cache=cache, classes=indices.classes())
 
 
-def expand(pattern: str | Sequence[str]) -> list[Path]:
-    """Turn patterns into existing files, sorted, each once.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Indices:
+    """The indices of the folders in question, each read once."""
 
-    Raises:
-        ShardError: for a part of the pattern that names no local file.
-    """
-    parts = [pattern] if isinstance(pattern, str) else list(pattern)
-    return sorted({path for part in parts for name in _braces(part) for path in _files(name)})
+    cache: ShardCache
+    given: str
+    by_source: dict[str, Index | None] = field(default_factory=dict)
 
+    def entry(self, address: str) -> IndexEntry | None:
+        index = self._index_of(address)
+        entry = index.entry(address) if index else None
+        if entry is None and self.given:
+            raise ShardError(
+                f"index {self.given} does not list {shard_name(address)}; correct the pattern or the index"
+            )
+        return entry
 
-def escape(path: str | Path) -> str:
-    """Spell a path so that it stands for itself inside a pattern."""
-    return re.sub(r"[\\{}]", r"\\\g<0>", glob.escape(str(path)))
+    def classes(self) -> tuple[str, ...]:
+        return next((index.classes for index in self.by_source.values() if index and index.classes), ())
 
-
-def _braces(pattern: str) -> Iterator[str]:
-    if "://" in pattern or pattern.startswith("pipe:"):
-        raise ShardError(f"shards must be local files, got {pattern!r}; download them first")
-    if _exists(pattern):
-        return iter([pattern])
-    try:
-        return braceexpand(pattern)
-    except ValueError as err:
-        raise ShardError(f"shard pattern {pattern!r} has unbalanced braces; write {{000000..000003}}") from err
-
-
-def _files(name: str) -> list[Path]:
-    matches = [name] if _exists(name) else glob.glob(name, recursive=True)  # noqa: PTH207 - patterns may be absolute
-    found = [Path(match) for match in matches]
-    folders = [path for path in found if path.is_dir()]
-    if folders:
-        raise ShardError(f"{folders[0]} is a folder; name its shards, for example '{escape(folders[0])}/*.tar'")
-    if not found:
-        raise ShardError(f"no shard matches {name!r} (seen from {Path.cwd()}); check the path and quote the pattern")
-    return found
+    def _index_of(self, address: str) -> Index | None:
+        folder = folder_of(address)
+        source = self.given or (f"{folder}/{INDEX_NAME}" if folder is not None else "")
+        if not source:
+            return None
+        if source not in self.by_source:
+            self.by_source[source] = read_index(source, self.cache.patience, must_exist=bool(self.given))
+        return self.by_source[source]
 
 
-def _exists(name: str) -> bool:
-    return os.path.exists(name)  # noqa: PTH110 - Path.exists raises for a long pattern in braces
-
-
-def _read_index(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.exists():
-        return {}
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise ShardError(f"{path} is not JSON ({err}); write it again with `samix shards`, or delete it") from err
-    splits = index.get("splits") if isinstance(index, dict) else None
-    return {entry["shard"]: entry for entry in _entries(splits)}
-
-
-def _entries(node: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(node, list):
-        for item in node:
-            yield from _entries(item)
-    elif isinstance(node, dict):
-        if isinstance(node.get("shard"), str):
-            yield node
-        else:
-            yield from _entries(list(node.values()))
-
-
-def _count(path: Path, entry: dict[str, Any] | None) -> int:
+def _shard(address: str, entry: IndexEntry | None) -> Shard:
     if entry is None:
-        return len(scan_shard(path))
-    samples, expected, actual = entry.get("samples"), entry.get("bytes"), path.stat().st_size
-    if expected is not None and expected != actual:
-        raise ShardError(f"{path} is {actual} bytes, its index says {expected}; truncated? Fetch or write it again")
-    if not isinstance(samples, int) or samples < 1:
-        raise ShardError(f"{path.parent / INDEX_NAME} gives {samples!r} samples for {path.name}; delete the index")
-    return samples
+        return Shard(address=address)
+    return Shard(address=address, num_bytes=entry.num_bytes, sha256=entry.sha256)
+
+
+def _check(shard: Shard, *, tolerant: bool) -> None:
+    if shard.path is None:
+        return
+    try:
+        shard.check_size(shard.path.stat().st_size)
+    except (ShardError, OSError) as err:
+        if not tolerant:
+            raise
+        log.warning("shard_unusable", extra={"shard": shard.address, "reason": str(err)})
+
+
+def _samples(shards: Sequence[Shard], entries: Sequence[IndexEntry | None], cache: ShardCache) -> tuple[int, ...]:
+    unlisted = [shard for shard, entry in zip(shards, entries, strict=True) if entry is None]
+    counts = _count(unlisted, cache)
+    return tuple(
+        entry.samples if entry else counts[shard.address] for shard, entry in zip(shards, entries, strict=True)
+    )
+
+
+def _count(shards: Sequence[Shard], cache: ShardCache) -> dict[str, int]:
+    counts = {shard.address: len(scan_shard(shard.path)) for shard in shards if shard.path is not None}
+    remote = [shard for shard in shards if shard.path is None]
+    if not remote:
+        return counts
+    log.warning("shards_fetched_to_be_counted", extra={"shards": len(remote), "cure": "name an index"})
+
+    def count(shard: Shard) -> int:
+        with cache.open(shard) as file:
+            return len(scan_file(file, shard.address))
+
+    with ThreadPoolExecutor(FETCHES_AT_ONCE, thread_name_prefix="count-shards") as pool:
+        try:
+            for shard, samples in zip(remote, pool.map(count, remote), strict=True):
+                counts[shard.address] = samples
+                log.info("shard_counted", extra={"shard": shard.address, "done": len(counts), "of": len(shards)})
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return counts

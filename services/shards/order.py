@@ -98,3 +98,25 @@ def rank_batches(order: np.ndarray, *, global_batch: int, lanes: int, rank: int,
 def evaluation_positions(num_samples: int, *, rank: int, world_size: int) -> np.ndarray:
     """Give a rank every W-th position: all of them once, nothing padded, so that ranks may differ by one sample."""
     return np.arange(rank, num_samples, world_size)
+
+
+def split_steps(steps: np.ndarray, micro_batches: int) -> np.ndarray:
+    """Cut each step of a rank into consecutive batches of one size.
+
+    Args:
+        steps: int64 [steps, B] of `rank_batches`.
+        micro_batches: batches per step, M; divides B.
+
+    Returns:
+        int64 [steps * M, B / M].
+
+    Raises:
+        ConfigError: if M does not divide B.
+    """
+    batch_size = steps.shape[1]
+    if micro_batches < 1 or batch_size % micro_batches:
+        raise ConfigError(
+            f"{micro_batches} batches cannot share the {batch_size} samples that a rank has of each step; "
+            f"choose a divisor of {batch_size}, or another global batch"
+        )
+    return steps.reshape(-1, batch_size // micro_batches)

@@ -1,4 +1,4 @@
-"""What `samix shards` can read: scikit-learn's handwritten digits, and folders of images.
+"""What `samix shards` can read by itself: scikit-learn's handwritten digits, and folders of images.
 
 A source lists its pictures; their bytes are read when they are written, so that a set may be larger than memory.
 """
@@ -25,11 +25,13 @@ class SourceImage:
     label: int
     extension: str
     """One of IMAGE_EXTENSIONS."""
-    content: bytes | Path
-    """The encoded image, or the file that holds it."""
+    content: bytes | Path | np.ndarray
+    """The encoded image, the file that holds it, or its pixels, uint8 [H, W, 3], which become a PNG."""
 
     def read(self) -> bytes:
         """Return the encoded image."""
+        if isinstance(self.content, np.ndarray):
+            return _png(Image.fromarray(self.content))
         return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
 
@@ -44,25 +46,6 @@ class Source:
     classes: tuple[str, ...]
     """Name of each label."""
     splits: Mapping[str, Sequence[SourceImage]]
-
-
-def open_source(source: str, *, seed: int, digits_size: int) -> Source:
-    """Open `digits` or `imagefolder:PATH`.
-
-    Args:
-        source: what a person wrote.
-        seed: of the split of the digits, and of the order in which pictures are written.
-        digits_size: side of the digits, pixels.
-
-    Raises:
-        InputError: if there is no such source or it holds no images.
-    """
-    kind, _, argument = source.partition(":")
-    if source == "digits":
-        return digits(seed=seed, size=digits_size)
-    if kind == "imagefolder" and argument:
-        return image_folder(Path(argument), seed=seed)
-    raise InputError(f"no source is called {source!r}; use digits or imagefolder:PATH")
 
 
 def digits(*, seed: int = 0, size: int = 32) -> Source:
@@ -92,7 +75,7 @@ def digits(*, seed: int = 0, size: int = 32) -> Source:
         fingerprint=f"scikit-learn digits, {size} px, seed {seed}",
         classes=tuple("0123456789"),
         splits={
-            split: [SourceImage(int(labels[i]), "png", _png(pixels[i], size)) for i in rows]
+            split: [SourceImage(int(labels[i]), "png", _png(_enlarged(pixels[i], size))) for i in rows]
             for split, rows in splits.items()
         },
     )
@@ -122,8 +105,11 @@ def image_folder(root: Path, *, seed: int = 0) -> Source:
     )
 
 
-def _png(pixels: np.ndarray, size: int) -> bytes:
-    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+def _enlarged(pixels: np.ndarray, size: int) -> Image.Image:
+    return Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _png(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context, parent_process
 from multiprocessing.context import ForkServerContext
 from typing import Any, Self
@@ -12,21 +12,29 @@ from torch.utils.data import DataLoader
 
 from services.shards.config import LoadingConfig
 from services.shards.dataset import Answer, Batch, BatchRequest, ShardDataset
+from services.shards.read_ahead import ReadAhead
 
 
 class BatchLoader:
     """Iterates over the batches of its requests, read in this process or in workers that live until `close`.
 
-    It owns the workers and the open shards: use it in a `with`, or close it.
+    It owns the workers, the open shards and the fetching ahead: use it in a `with`, or close it.
     """
 
     def __init__(
-        self, dataset: ShardDataset, config: LoadingConfig, requests: list[BatchRequest], *, pin_memory: bool
+        self,
+        dataset: ShardDataset,
+        config: LoadingConfig,
+        requests: list[BatchRequest],
+        *,
+        read_ahead: ReadAhead,
+        pin_memory: bool,
     ) -> None:
         self._dataset = dataset
         self._config = config
+        self._read_ahead = read_ahead
         self._pin_memory = pin_memory
-        self._sampler = _Sampler(requests)
+        self._sampler = _Sampler(requests, read_ahead.reached)
         self._loader: DataLoader[Answer] | None = None
 
     def __enter__(self) -> Self:
@@ -39,6 +47,7 @@ class BatchLoader:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[Batch]:
+        self._read_ahead.start([request.positions for request in self._sampler.requests])
         self._loader = self._loader or self._start()
         for answer in self._loader:
             if isinstance(answer, Exception):
@@ -48,6 +57,7 @@ class BatchLoader:
     def close(self) -> None:
         """Stop the workers and close the shards; iterating again starts anew."""
         self._loader = None  # torch stops its workers when the last reference goes
+        self._read_ahead.close()
         self._dataset.close()
 
     def _start(self) -> DataLoader[Answer]:
@@ -70,14 +80,17 @@ class BatchLoader:
 class _Sampler:
     """Feeds the DataLoader; persistent workers need one object whose content changes."""
 
-    def __init__(self, requests: list[BatchRequest]) -> None:
+    def __init__(self, requests: list[BatchRequest], reached: Callable[[int], None]) -> None:
         self.requests = requests
+        self._reached = reached
 
     def __len__(self) -> int:
         return len(self.requests)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        return iter(self.requests)
+        for number, request in enumerate(self.requests):
+            self._reached(number)
+            yield request
 
 
 def _worker_context() -> ForkServerContext:

@@ -1,6 +1,7 @@
 import json
 import tarfile
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 from shard_making import encoded, noise, real_data, write_noise_shards, write_tar
 
 from samix.errors import ShardError
-from services.shards.index import escape, expand, open_shards
+from services.shards.index import open_shards
+from services.shards.patterns import escape, expand
 from services.shards.reader import MAX_OPEN_SHARDS, SampleReader, count_classes
 from services.shards.tar import scan_shard
 
@@ -27,7 +29,9 @@ def test_patterns_become_sorted_files(tmp_path):
         "list": expand([str(tmp_path / names[2]), pattern]),
     }
 
-    assert {key: [path.name for path in paths] for key, paths in found.items()} == dict.fromkeys(found, names)
+    assert {key: [Path(address).name for address in addresses] for key, addresses in found.items()} == dict.fromkeys(
+        found, names
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ def test_patterns_become_sorted_files(tmp_path):
         ("gone-*.tar", r"no shard matches '.*gone-\*.tar' \(seen from .*\); check the path"),
         ("noise-{000000..000009}.tar", r"no shard matches '.*noise-000001.tar'"),
         ("", "is a folder; name its shards, for example '.*/\\*.tar'"),
-        ("s3://bucket/a.tar", "shards must be local files, got '.*s3://bucket/a.tar'; download them first"),
+        ("s3://bucket/a.tar", "got '.*s3://bucket/a.tar'; write the command that prints one, for example 'pipe:aws s3"),
         ("noise-{0..1.tar", "unbalanced braces"),
     ],
 )
@@ -54,7 +58,7 @@ def test_a_path_that_exists_is_taken_literally(tmp_path, folder):
     tmp_path.joinpath(folder).mkdir()
     path = write_tar(tmp_path / folder / "a.tar", {"1.png": IMAGE, "1.cls": b"1"})
 
-    assert expand(str(path)) == [path]
+    assert expand(str(path)) == [str(path)]
 
 
 def test_braces_may_stand_in_a_folder_with_brackets(tmp_path):
@@ -73,7 +77,7 @@ def test_an_escaped_folder_holds_its_shards(tmp_path_factory, name):
         root.joinpath(folder).mkdir()
         root.joinpath(folder, "x-0.tar").touch()
 
-    assert expand(f"{escape(root / name)}/x-*.tar") == [root / name / "x-0.tar"]
+    assert expand(f"{escape(root / name)}/x-*.tar") == [str(root / name / "x-0.tar")]
 
 
 @pytest.mark.parametrize("layout", ["ours", "list per split"])
@@ -82,7 +86,7 @@ def test_counts_come_from_the_index(tmp_path, layout):
     pattern = write_noise_shards(tmp_path, [3, 2, 4])
     entries = [
         {"shard": path.name, "samples": count, "bytes": path.stat().st_size}
-        for path, count in zip(expand(pattern), [3, 2], strict=False)
+        for path, count in zip(map(Path, expand(pattern)), [3, 2], strict=False)
     ]
     splits = {"train": {"samples": 5, "shards": entries}} if layout == "ours" else {"train": entries, "test": []}
     tmp_path.joinpath("index.json").write_text(json.dumps({"splits": splits}))
@@ -129,7 +133,7 @@ def test_samples_are_read_by_position(tmp_path):
     with SampleReader(shards) as reader:
         samples = [reader.read(position) for position in (5, 0, 3)]
 
-    assert [(sample.shard.name, sample.key, sample.label) for sample in samples] == [
+    assert [(Path(sample.shard).name, sample.key, sample.label) for sample in samples] == [
         ("noise-000002.tar", "0005", 2),
         ("noise-000000.tar", "0000", 0),
         ("noise-000001.tar", "0003", 0),
@@ -258,10 +262,11 @@ def test_a_header_with_an_impossible_size_is_refused(tmp_path, size):
 def test_a_shard_cut_while_it_is_read_is_refused(tmp_path):
     """A shard that shrinks after its headers were read gives an error, never half an image."""
     shards = open_shards(write_noise_shards(tmp_path, [2]))
+    path = tmp_path / "noise-000000.tar"
 
     with SampleReader(shards) as reader:
         reader.read(0)
-        shards.paths[0].write_bytes(shards.paths[0].read_bytes()[:1600])
+        path.write_bytes(path.read_bytes()[:1600])
         with pytest.raises(ShardError, match="ends inside sample 0001"):
             reader.read(1)
 

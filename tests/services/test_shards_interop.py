@@ -12,7 +12,7 @@ from webdataset.writer import TarWriter
 
 from services.shards.index import open_shards
 from services.shards.reader import SampleReader
-from services.shards.sources import open_source
+from services.shards.source_names import open_source
 from services.shards.writer import write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:webdataset", "ignore::ResourceWarning")

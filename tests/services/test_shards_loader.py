@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -106,7 +107,7 @@ def test_an_error_in_a_worker_keeps_its_sentence(tmp_path, config):
     path = write_tar(tmp_path / "bad.tar", {"1.png": encoded(noise(0)), "1.cls": b"7"})
     bad = dataclasses.replace(config, train=str(path), num_workers=1, global_batch=1)
 
-    with train_loader(bad, seed=1) as loader, pytest.raises(ShardError) as caught:
+    with train_loader(bad, seed=1) as loader, pytest.raises(ConfigError) as caught:
         list(loader)
 
     assert str(caught.value) == (f"sample 1 of {path} has label 7, but there are 3 classes (0 to 2); raise num-classes")
@@ -117,6 +118,7 @@ def test_a_killed_program_leaves_no_workers(config):
     """When a program that loads is killed, its workers end too: they hold the program's output open no longer."""
     script = (
         "import sys\n"
+        "from pathlib import PosixPath\n"
         "from services.shards.config import DataConfig\n"
         "from services.shards.loader import train_loader\n"
         f"loader = train_loader({dataclasses.replace(config, num_workers=2)!r}, seed=1)\n"
@@ -140,7 +142,7 @@ def test_a_shard_that_vanishes_is_named(config, tmp_path):
     with train_loader(config, seed=1) as loader:
         (tmp_path / "noise-000001.tar").unlink()
 
-        with pytest.raises(FileNotFoundError, match=r"noise-000001\.tar"):
+        with pytest.raises(ShardError, match=r"noise-000001\.tar cannot be read \(No such file"):
             list(loader)
 
 
@@ -183,6 +185,8 @@ def test_a_negative_seed_is_refused(config):
         ({"num_workers": -1}, "num_workers must not be negative, got -1"),
         ({"padding": 8}, "padding must be smaller than image_size 8, got 8"),
         ({"crop_scale": (0.5, 0.1)}, r"crop_scale must be two shares, .* got \(0.5, 0.1\)"),
+        ({"skip_budget": -1}, "skip_budget must not be negative, got -1"),
+        ({"cache_gb": 0.0}, "cache_gb must be positive, got 0.0"),
         ({"eval_resize": 7}, "eval_resize must be 0 or at least image_size 8, got 7"),
     ],
 )
@@ -214,3 +218,81 @@ def test_real_photographs_load(folder):
         assert batch.images.shape == (64, 3, 64, 64)
         assert 60 < batch.images.float().mean() < 190
         assert np.unique(batch.labels).size > 5
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_micro_batches_share_the_samples_of_a_step(config, world_size):
+    """A step handed out in several batches holds the same samples in the same order."""
+    with train_loader(config, seed=1, world_size=world_size) as loader:
+        whole, steps = list(loader), loader.steps_per_epoch
+    with train_loader(config, seed=1, world_size=world_size, micro_batches=3) as loader:
+        parts = list(loader)
+
+        assert loader.steps_per_epoch == steps
+        assert len(loader) == len(parts) == 3 * steps
+        loader.set_epoch(0, first_step=steps - 1)
+        assert same(list(loader), parts[-3:])
+    assert {len(batch) for batch in parts} == {12 // world_size // 3}
+    for step, batch in enumerate(whole):
+        of_step = parts[3 * step : 3 * step + 3]
+        assert torch.equal(torch.cat([part.positions for part in of_step]), batch.positions)
+        assert torch.equal(torch.cat([part.images for part in of_step]), batch.images)
+
+
+@pytest.mark.parametrize("micro_batches", [0, 5])
+def test_micro_batches_of_unequal_size_are_refused(config, micro_batches):
+    """A number of batches that does not divide a rank's samples of a step is an error with both numbers."""
+    words = f"{micro_batches} batches cannot share the 6 samples .*; choose a divisor of 6"
+    with pytest.raises(ConfigError, match=words):
+        train_loader(config, seed=1, world_size=2, micro_batches=micro_batches)
+
+
+def test_the_fingerprint_names_the_order(config, tmp_path):
+    """Loaders whose order is the same have one fingerprint, whatever their ranks and workers; others differ."""
+
+    def fingerprint(config, **options):
+        with train_loader(config, seed=1, **options) as loader:
+            return loader.fingerprint
+
+    (tmp_path / "more").mkdir()
+    more = write_noise_shards(tmp_path / "more", [25, 25, 11])
+    alike = {fingerprint(config), fingerprint(config, world_size=2), fingerprint(config, micro_batches=2)}
+    others = {
+        fingerprint(dataclasses.replace(config, **change))
+        for change in ({"global_batch": 6}, {"window": 1}, {"lanes": 1}, {"train": more})
+    }
+
+    assert len(alike) == 1
+    assert len(others) == 4
+    assert not alike & others
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_one_shard_feeds_many_ranks_and_workers(tmp_path, num_workers):
+    """Samples are dealt out, not shards: one shard gives 4 ranks with workers each sample of it once."""
+    pattern = write_noise_shards(tmp_path, [48])
+    config = DataConfig(
+        train=pattern, val=pattern, num_classes=3, image_size=8, padding=2, global_batch=16, num_workers=num_workers
+    )
+    seen, steps = list[int](), set[int]()
+
+    for rank in range(4):
+        with train_loader(config, seed=1, rank=rank, world_size=4) as loader:
+            batches = list(loader)
+            steps.add(len(batches))
+            seen += [position for batch in batches for position in batch.positions.tolist()]
+
+    assert steps == {3}
+    assert sorted(seen) == list(range(48))
+
+
+@pytest.mark.parametrize(("num_classes", "words"), [(2, "raise num-classes to 3"), (4, "lower num-classes to 3")])
+def test_another_number_of_classes_than_the_index_is_refused(config, tmp_path, num_classes, words):
+    """A number of classes that differs from the index's is an error when the set is opened."""
+    tmp_path.joinpath("index.json").write_text(json.dumps({"splits": {}, "classes": ["a", "b", "c"]}))
+    wrong = dataclasses.replace(config, num_classes=num_classes)
+
+    with pytest.raises(ConfigError, match=rf"lists 3 classes, but there are {num_classes} classes .*; {words}"):
+        train_loader(wrong, seed=1)
+    with pytest.raises(ConfigError, match=words):
+        eval_loader(wrong)

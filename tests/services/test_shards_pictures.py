@@ -1,12 +1,11 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from shard_making import encoded, noise
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from samix.errors import ShardError
 from services.shards.augment import CentreCrop, PaddedCrop, ResizedCrop
@@ -15,7 +14,7 @@ from services.shards.reader import Sample
 
 
 def picture(image: bytes):
-    return open_picture(Sample(Path("a.tar"), "k", image, 0))
+    return open_picture(Sample("a.tar", "k", image, 0))
 
 
 def generator(seed: int = 0):
@@ -28,10 +27,11 @@ def test_every_kind_of_picture_becomes_rgb(mode):
     white = Image.new("RGB", (8, 8), "white").convert(mode)
     stored = encoded(white, "JPEG" if mode in ("CMYK", "YCbCr") else "PNG")
 
-    image = picture(stored).load()
+    pixels = picture(stored).load()
 
-    assert image.mode == "RGB"
-    assert np.asarray(image).min() >= 254
+    assert pixels.shape == (8, 8, 3)
+    assert pixels.dtype == np.uint8
+    assert pixels.min() >= 254
 
 
 def test_a_palette_with_alpha_becomes_rgb_without_a_warning():
@@ -39,10 +39,9 @@ def test_a_palette_with_alpha_becomes_rgb_without_a_warning():
     palette = Image.fromarray(noise(0)).convert("P")
     stored = encoded(palette, "PNG", transparency=b"\x00\x10\x20")
 
-    image = picture(stored).load()
+    pixels = picture(stored).load()
 
-    assert image.mode == "RGB"
-    assert np.array_equal(np.asarray(image), np.asarray(palette.convert("RGB")))
+    assert np.array_equal(pixels, np.asarray(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize(
@@ -73,28 +72,49 @@ def test_damaged_bytes_never_raise_anything_else(data, kind):
     del damaged[data.draw(st.integers(0, len(damaged))) :]
 
     try:
-        image = picture(bytes(damaged)).load()
+        opened = picture(bytes(damaged))
+        pixels = opened.load()
     except ShardError:
         return
-    assert image.mode == "RGB"
+    width, height = opened.size
+    assert pixels.shape == (height, width, 3)
 
 
-def test_large_jpegs_are_decoded_at_a_smaller_size_that_suffices():
+@pytest.mark.parametrize(
+    ("at_least", "width", "height"), [(301, 400, 300), (151, 400, 300), (150, 200, 150), (75, 100, 75), (10, 50, 38)]
+)
+def test_large_jpegs_are_decoded_at_a_smaller_size_that_suffices(at_least, width, height):
     """A JPEG is decoded at half, a quarter or an eighth of its size, never below what was asked for."""
     large = picture(encoded(noise(0, 800, 1000), "JPEG"))
 
-    image = large.load(at_least=(240, 190))
+    pixels, box = large.crop((104, 200, 504, 500), at_least=at_least)
 
-    assert image.size == (250, 200)
+    assert pixels.shape == (height, width, 3)
+    assert box == (0, 0, width, 37.5 if at_least == 10 else height)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_a_crop_is_a_part_of_the_picture(kind):
+    """Decoding a box gives the pixels that the whole picture has there."""
+    image = encoded(noise(2, 60, 90), kind)
+
+    crop, box = picture(image).crop((10, 20, 70, 50), at_least=30)
+
+    assert box == (0, 0, 60, 30)
+    assert np.array_equal(crop, picture(image).load()[20:50, 10:70])
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (97, 64), (64, 64), (40, 200)])
-def test_evaluation_agrees_with_torchvision(width, height):
+def test_evaluation_agrees_with_torchvision(width, height, interpolation):
     """Resize and centre crop give torchvision's pixels, within one step of rounding."""
     pixels = np.add.outer(np.arange(height) % 256, np.arange(width) % 256)[..., None] // 2 * np.ones(3)
-    reference = v2.Compose([v2.Resize(72), v2.CenterCrop(64)])(Image.fromarray(pixels.astype(np.uint8)))
+    resize = v2.Resize(72, InterpolationMode(interpolation))
+    reference = v2.Compose([resize, v2.CenterCrop(64)])(Image.fromarray(pixels.astype(np.uint8)))
 
-    cropped = CentreCrop(size=64, resize=72)(picture(encoded(pixels.astype(np.uint8))), generator())
+    cropped = CentreCrop(size=64, resize=72, interpolation=interpolation)(
+        picture(encoded(pixels.astype(np.uint8))), generator()
+    )
 
     assert np.abs(cropped.astype(int) - np.asarray(reference).astype(int)).max() <= 1
 
@@ -157,9 +177,27 @@ def test_resized_crops_follow_the_published_distribution():
     assert shapes.max() == pytest.approx(np.log(4 / 3), abs=0.01)
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_resized_crop_has_torchvisions_pixels(interpolation):
+    """For the same box, crop and resize give exactly the pixels of torchvision's functions on uint8 tensors."""
+    pixels = noise(7, 300, 400)
+    transform = ResizedCrop(size=64, scale=(0.08, 1.0), flip=False, interpolation=interpolation)
+    left, top, right, bottom = transform.draw_box(400, 300, generator(4))
+    expected = v2.functional.resized_crop(
+        torch.from_numpy(pixels).permute(2, 0, 1),
+        *(top, left, bottom - top, right - left, [64, 64]),
+        interpolation=InterpolationMode(interpolation),
+    )
+
+    crop = transform(picture(encoded(pixels)), generator(4))
+
+    assert np.array_equal(crop.transpose(2, 0, 1), expected.numpy())
+
+
 def test_a_resized_crop_is_the_resampled_box():
     """The pixels are those of the drawn box, also when a large JPEG was decoded at a smaller size."""
-    smooth = np.add.outer(np.arange(1600), np.arange(2000))[..., None] / 3600 * 255 * np.ones(3)
+    waves = np.add.outer(np.sin(np.arange(1600) / 60), np.cos(np.arange(2000) / 60))
+    smooth = (128 + 60 * waves)[..., None] * np.ones(3)
     transform = ResizedCrop(size=64, scale=(0.5, 1.0), flip=False)
     box = transform.draw_box(2000, 1600, generator(4))
     expected = Image.fromarray(smooth.astype(np.uint8)).resize((64, 64), Image.Resampling.BILINEAR, box)

@@ -2,6 +2,7 @@
 
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -15,7 +16,7 @@ from mixer_server.registry import Registry
 from samix.errors import BadBatch, ConfigError, MixerCancelled, MixerTimeout
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer
-from samix.wire import MixCall, MixReply, decode_request, encode_rendering, encode_response
+from samix.wire import PIXEL_FORMATS, MixReply, Shape, decode_request, encode_rendering, encode_response
 
 _GRPC_MAX_MIB = 2047  # its sizes are signed 32-bit numbers
 
@@ -27,7 +28,8 @@ class RequestConfig:
     max_images: int = 256
     """Most images in one request; at most batching.max-queue-images."""
     max_message_mib: int = 64
-    """Largest message that is read, in MiB: 256 images of 224 pixels are 37. gRPC reads 2047 at most."""
+    """Largest message that is read, in MiB, and the most pixels that JPEGs may hold: 256 images of 224 pixels are 37.
+    gRPC reads 2047 at most."""
     max_upload_s: float = 30.0
     """Longest a call may take to send its message, in seconds; it is cancelled then."""
     max_wait_s: float = 60.0
@@ -80,7 +82,7 @@ class MixerServicer:
             mixer = self._registry.find(request.mixer, request.version)
             call.is_about(mixer)
             self._readiness.check(mixer.name)
-            job = self._make_job(mixer, decode_request(request), self._patience_s(call.context))
+            job = self._make_job(mixer, request, call.context)
         reply = self._compute(job, call.context)
         with self._metrics.time_stage("encode"):
             return encode_response(reply).SerializeToString()
@@ -98,21 +100,26 @@ class MixerServicer:
         self._readiness.check(mixer.name)  # clients wait for a server by asking for its mixer
         return pb.GetMixerResponse(mixer=self._describe(mixer)).SerializeToString()
 
-    def _make_job(self, mixer: FrozenMixer, call: MixCall, patience_s: float) -> Job:
-        num_images, _, height, width = call.pixels.shape
+    def _make_job(self, mixer: FrozenMixer, request: pb.MixRequest, context: grpc.ServicerContext) -> Job:
+        call = decode_request(request, partial(self._check_shape, mixer))
+        _, _, height, width = call.pixels.shape
+        return Job(
+            key=GroupKey(mixer.name, mixer.version, height, width, call.pixels.dtype.name),
+            call=call,
+            max_pass_images=self._batcher.max_pass_images(mixer.spec.tokens(height, width)),
+            deadline_s=self._batcher.clock() + self._patience_s(context),
+        )
+
+    def _check_shape(self, mixer: FrozenMixer, shape: Shape) -> None:
+        num_images, _, height, width = shape
         mixer.spec.check_size(height, width)
         max_pass_images = self._batcher.max_pass_images(mixer.spec.tokens(height, width))
-        if num_images > (most := min(self._config.max_images, max_pass_images)):
+        max_pixel_images = (self._config.max_message_mib << 20) // (3 * height * width)  # a few kB of JPEG hold many
+        if num_images > (most := min(self._config.max_images, max_pass_images, max_pixel_images)):
             raise BadBatch(
                 f"{num_images} images of {height} x {width} in one request, this server takes {most} of that size; "
                 "send smaller batches"
             )
-        return Job(
-            key=GroupKey(mixer.name, mixer.version, height, width, call.pixels.dtype.name),
-            call=call,
-            max_pass_images=max_pass_images,
-            deadline_s=self._batcher.clock() + patience_s,
-        )
 
     def _patience_s(self, context: grpc.ServicerContext) -> float:
         remaining_s = context.time_remaining()  # None without a deadline
@@ -147,4 +154,5 @@ class MixerServicer:
             max_images=self._config.max_images,
             max_tokens=spec.max_tokens,
             stride=spec.stride,
+            pixel_formats=PIXEL_FORMATS,
         )

@@ -1,15 +1,17 @@
 """What crosses the wire, as numpy arrays: the one place that fills and reads the protobuf messages.
 
 Decoding checks everything that can be checked without knowing a mixer; limits of a server are the server's business.
-Arrays are views of the message's bytes, hence read-only.
+Arrays are views of the message's bytes, hence read-only; only pixels that came as JPEGs are not.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from samix.errors import BadBatch, MixerBroken
+from samix.jpeg import decode_images, encode_images
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.render import LOGIT_LIMIT, Rendering, Upsampling
 
@@ -18,6 +20,10 @@ _PIXEL_FORMATS: dict[np.dtype, pb.PixelFormat] = {
     np.dtype("<f4"): pb.PIXEL_FORMAT_FLOAT32,
 }
 _PIXEL_DTYPES = {number: dtype for dtype, number in _PIXEL_FORMATS.items()}
+PIXEL_FORMATS = (*_PIXEL_DTYPES, pb.PIXEL_FORMAT_JPEG)
+"""All that `decode_request` reads."""
+Shape = tuple[int, int, int, int]
+"""[batch, 3, height, width]."""
 _UPSAMPLINGS: dict[Upsampling, pb.Upsampling] = {
     "nearest": pb.UPSAMPLING_NEAREST,
     "bilinear": pb.UPSAMPLING_BILINEAR,
@@ -59,36 +65,59 @@ class MixReply:
     """uint8 [B, 3, H, W], mixed; None unless they were asked for."""
 
 
-def encode_request(call: MixCall) -> pb.MixRequest:
-    """Fill a request; the caller has checked the batch."""
-    return pb.MixRequest(
+def encode_request(call: MixCall, jpeg_quality: int | None = None) -> pb.MixRequest:
+    """Fill a request; the caller has checked the batch.
+
+    Args:
+        call: what is asked for.
+        jpeg_quality: 1 to 100 sends uint8 pixels as JPEGs; None sends the exact pixels.
+
+    Raises:
+        BadBatch: if the pixels cannot become JPEGs.
+    """
+    request = pb.MixRequest(
         mixer=call.mixer,
         version=call.version,
         reply_format=pb.REPLY_FORMAT_IMAGES if call.wants_images else pb.REPLY_FORMAT_MASK_LOGITS,
-        pixel_format=_PIXEL_FORMATS[call.pixels.dtype],
         shape=call.pixels.shape,
         lam=call.lam.tolist(),
         partner=call.partner.tolist(),
-        pixels=call.pixels.tobytes(),
     )
+    if jpeg_quality is None:
+        request.pixel_format = _PIXEL_FORMATS[call.pixels.dtype]
+        request.pixels = call.pixels.tobytes()
+    else:
+        pictures = encode_images(call.pixels, jpeg_quality)
+        request.pixel_format = pb.PIXEL_FORMAT_JPEG
+        request.jpeg_lengths.extend(map(len, pictures))
+        request.pixels = b"".join(pictures)
+    return request
 
 
-def decode_request(request: pb.MixRequest) -> MixCall:
+def decode_request(request: pb.MixRequest, check_shape: Callable[[Shape], None] = lambda _shape: None) -> MixCall:
     """Read and check a request.
+
+    Args:
+        request: what came.
+        check_shape: called before pixels are decoded, which may need far more memory than the request; raises BadBatch
+            where the batch is too large.
 
     Raises:
         BadBatch: whatever is wrong with it, by value.
     """
     if request.reply_format not in (pb.REPLY_FORMAT_MASK_LOGITS, pb.REPLY_FORMAT_IMAGES):
         raise BadBatch(f"reply_format must be MASK_LOGITS (1) or IMAGES (2), got {request.reply_format}")
-    pixels = _decode_pixels(request)
-    batch_size = len(pixels)
+    shape = _decode_shape(request)
+    data = request.pixels  # once: every access copies all of it
+    _check_size(request, shape, len(data))
+    lam, partner = _decode_lam(request, shape[0]), _decode_partner(request, shape[0])
+    check_shape(shape)
     return MixCall(
         mixer=request.mixer,
         version=request.version,
-        pixels=pixels,
-        lam=_decode_lam(request, batch_size),
-        partner=_decode_partner(request, batch_size),
+        pixels=_decode_pixels(request, shape, data),
+        lam=lam,
+        partner=partner,
         wants_images=request.reply_format == pb.REPLY_FORMAT_IMAGES,
     )
 
@@ -149,19 +178,35 @@ def decode_rendering(message: pb.Rendering) -> Rendering:
     return Rendering(upsampling=_UPSAMPLING_NAMES[message.upsampling], lam_margin=message.lam_margin)
 
 
-def _decode_pixels(request: pb.MixRequest) -> np.ndarray:
+def _decode_shape(request: pb.MixRequest) -> Shape:
     shape = tuple(request.shape)
     if len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise BadBatch(f"shape must be [batch, 3, height, width] with no empty side, got {list(shape)}")
+    return shape
+
+
+def _check_size(request: pb.MixRequest, shape: Shape, num_bytes: int) -> None:
+    if request.pixel_format == pb.PIXEL_FORMAT_JPEG:
+        lengths = request.jpeg_lengths
+        if len(lengths) != shape[0] or sum(lengths) != num_bytes:
+            raise BadBatch(
+                f"jpeg_lengths must hold the bytes of each of {shape[0]} images, {num_bytes} together, "
+                f"got {len(lengths)} with a sum of {sum(lengths)}"
+            )
+        return
     dtype = _PIXEL_DTYPES.get(request.pixel_format)
     if dtype is None:
-        raise BadBatch(f"pixel_format must be UINT8 (1) or FLOAT32 (2), got {request.pixel_format}")
-    data = request.pixels  # once: every access copies all of it
+        raise BadBatch(f"pixel_format must be UINT8 (1), FLOAT32 (2) or JPEG (3), got {request.pixel_format}")
     expected = math.prod(shape) * dtype.itemsize
-    if len(data) != expected:
-        raise BadBatch(f"pixels must be {expected} bytes for {dtype.name} {list(shape)}, got {len(data)}")
-    pixels = np.frombuffer(data, dtype).reshape(shape)
-    if dtype != np.uint8 and not (pixels.min() >= 0 and pixels.max() <= 1):  # False for NaN
+    if num_bytes != expected:
+        raise BadBatch(f"pixels must be {expected} bytes for {dtype.name} {list(shape)}, got {num_bytes}")
+
+
+def _decode_pixels(request: pb.MixRequest, shape: Shape, data: bytes) -> np.ndarray:
+    if request.pixel_format == pb.PIXEL_FORMAT_JPEG:
+        return decode_images(data, request.jpeg_lengths, *shape[2:])
+    pixels = np.frombuffer(data, _PIXEL_DTYPES[request.pixel_format]).reshape(shape)
+    if pixels.dtype != np.uint8 and not (pixels.min() >= 0 and pixels.max() <= 1):  # False for NaN
         raise BadBatch(f"float pixels must lie in [0, 1], got {pixels.min()} to {pixels.max()}")
     return pixels
 

@@ -5,9 +5,10 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import product
+from typing import Literal, get_args
 
-from samix.client.config import ClientConfig
+from samix.client.config import ClientConfig, Encoding, Exchange, Reply
 from samix.client.remote import RemoteMixer, connect
 from samix.errors import ConfigError, MixerBroken, MixerNotFound, MixerTimeout, MixerUnavailable
 from samix.mixer.v1 import mixer_pb2 as pb
@@ -15,6 +16,7 @@ from samix.mixing.artefact import load_mixer
 from samix.mixing.classifier import Classifier
 from samix.mixing.plan import SAMIX_ALPHA
 from samix.mixing.policies import HandCraftedMixer, PolicyName, gradient_saliency, hand_crafted, usual_alpha
+from trainer.exchanges import Trial
 from trainer.fallback import Breaker, FailureBudget
 from trainer.metrics import TrainerMetrics
 from trainer.prefetch import BatchMixing, InProcessMixing, PlanSeed, Prepared, RemoteMixing
@@ -35,7 +37,8 @@ class MixingConfig:
     """`remote` asks a mixer server, `local` runs the same mixer in this process, `online` trains one beside the
     classifier (see --online), the others need no mixer."""
     endpoint: str = "localhost:8001"
-    """Address of the mixer server: host:port, dns:///name:port or unix:///path."""
+    """Address of the mixer server: host:port, dns:///name:port or unix:///path. Batches go by turns to all replicas of
+    a list with commas, and to all addresses of a DNS name."""
     mixer: str = ""
     """Name of the mixer on the server; may be empty where it hosts exactly one."""
     artefact: str = ""
@@ -46,6 +49,18 @@ class MixingConfig:
     """Draw one lam for each image instead of one for the batch; policy `online` has --online.per-sample-lam."""
     depth: int = 4
     """Batches under way to the server while the model trains."""
+    max_bytes_in_flight: int = 256 << 20
+    """No further batch is sent while requests of so many bytes wait for their answers, whatever `depth` allows; one
+    always may. Of each rank."""
+    reply: Literal["masks", "images", "auto"] = "masks"
+    """`masks` takes masks from the server and blends the images here; `images` takes mixed images of 8 bits, for
+    machines too slow to blend. `auto` tries both on the first batches and keeps to the quicker one."""
+    encoding: Literal["raw", "jpeg", "auto"] = "raw"
+    """`raw` sends exact pixels; `jpeg` a tenth of the bytes, for thin links: masks are then those of slightly different
+    pictures. `auto` tries both on the first batches and keeps to the quicker one. What `auto` finds depends on timing,
+    so that runs may differ in the last bits; it is therefore not what runs do by themselves."""
+    jpeg_quality: int = 90
+    """Of encoding `jpeg`, 1 to 100."""
     deadline_s: float = 5.0
     """Longest a mix may take, retries included; then the fallback mixes the batch. Seconds."""
     startup_timeout_s: float = 60.0
@@ -58,6 +73,15 @@ class MixingConfig:
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise ConfigError(f"mixing.depth must be at least 1, got {self.depth}")
+        if self.max_bytes_in_flight < 1:
+            raise ConfigError(f"mixing.max_bytes_in_flight must be at least 1, got {self.max_bytes_in_flight}")
+        if self.reply == "images" and self.encoding != "raw":
+            raise ConfigError(
+                f"mixing.reply 'images' with mixing.encoding {self.encoding!r} would train on decoded JPEGs; take "
+                "encoding 'raw'"
+            )
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ConfigError(f"mixing.jpeg_quality must lie in 1..100, got {self.jpeg_quality}")
         if not 0 <= self.alpha < math.inf:
             raise ConfigError(f"mixing.alpha must be positive, or 0 for the policy's usual one, got {self.alpha}")
         for name in ("deadline_s", "startup_timeout_s"):
@@ -84,6 +108,7 @@ def open_mixing(
     *,
     seed: int,
     image_size: int,
+    batch_size: int,
     world: World,
     metrics: TrainerMetrics,
     classifier: Classifier,
@@ -94,6 +119,7 @@ def open_mixing(
         config: which policy; not `online`, whose method mixes by itself.
         seed: of the run.
         image_size: side of the images, pixels.
+        batch_size: images of one batch of this rank.
         world: this rank.
         metrics: where waits and answers are counted.
         classifier: what is trained; PuzzleMix asks it where to look.
@@ -116,6 +142,7 @@ def open_mixing(
     with connect(config.endpoint, mixer=config.mixer, config=client, observer=metrics) as remote:
         info = _wait_for_server(config, remote)
         _check_size(info, image_size)
+        _check_batch(info, batch_size)
         if world.is_main:
             log.info("mixer", extra={"endpoint": config.endpoint, "mixer": info.name, "version": info.version})
         yield RemoteMixing(
@@ -123,6 +150,8 @@ def open_mixing(
             fallback=_policy(config.fallback, usual_alpha(config.fallback), classifier),
             plans=plans,
             depth=config.depth,
+            max_bytes_in_flight=config.max_bytes_in_flight,
+            trial=Trial(_candidates(config, info, world.rank), rank=world.rank),
             breaker=Breaker(),
             budget=FailureBudget(config.failure_budget, config.endpoint),
             device=world.device,
@@ -161,3 +190,29 @@ def _check_size(info: pb.MixerInfo, image_size: int) -> None:
             f"images of {image_size} pixels make {tokens} tokens, mixer {info.name} takes {info.max_tokens}; make "
             "data.image_size smaller or choose another mixer"
         )
+
+
+def _check_batch(info: pb.MixerInfo, batch_size: int) -> None:
+    if batch_size > info.max_images:
+        raise ConfigError(
+            f"a rank's batch has {batch_size} images, the server takes {info.max_images} in one request; make "
+            "data.global-batch smaller, use more ranks, or raise the server's --requests.max-images"
+        )
+
+
+def _candidates(config: MixingConfig, info: pb.MixerInfo, rank: int) -> list[Exchange]:
+    """List the exchanges that may be used with this server, the usual one first."""
+    encodings: tuple[Encoding, ...] = get_args(Encoding) if config.encoding == "auto" else (config.encoding,)
+    replies: tuple[Reply, ...] = get_args(Reply) if config.reply == "auto" else (config.reply,)
+    if "jpeg" in encodings and pb.PIXEL_FORMAT_JPEG not in info.pixel_formats:
+        if config.encoding == "jpeg":
+            raise ConfigError(
+                f"the server of mixer {info.name} reads no JPEGs; upgrade it, or set --mixing.encoding raw"
+            )
+        log.warning("mixer_reads_no_jpeg", extra={"rank": rank, "mixer": info.name, "encoding": "raw"})
+        encodings = ("raw",)
+    return [
+        Exchange(reply=reply, encoding=encoding, jpeg_quality=config.jpeg_quality)
+        for reply, encoding in product(replies, encodings)
+        if (reply, encoding) != ("images", "jpeg")  # would train on decoded JPEGs
+    ]

@@ -17,12 +17,15 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from samix.client.remote import PendingMix, RemoteMixer
-from samix.errors import BadBatch, MixerError, MixerNotFound
+from samix.client.config import Exchange
+from samix.client.pending import PendingMix
+from samix.client.remote import RemoteMixer
+from samix.errors import BadBatch, MixerError, MixerNotFound, MixerTimeout
 from samix.mixing.batch import MixedBatch, MixPlan
 from samix.mixing.plan import derive_seed, draw_plan, generator_for
 from samix.mixing.protocol import Mixer
 from services.shards.dataset import Batch
+from trainer.exchanges import Trial
 from trainer.fallback import Breaker, FailureBudget
 from trainer.metrics import TrainerMetrics
 
@@ -35,8 +38,15 @@ Item = TypeVar("Item", covariant=True)
 class BatchMixing(Protocol[Item]):
     """Makes what a method takes of the batches of this rank."""
 
-    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[Item]:
-        """Prepare every batch of an epoch, in order, for the device of this rank."""
+    def epoch(self, epoch: int, batches: Iterable[Batch], *, first_batch: int = 0) -> Iterator[Item]:
+        """Prepare batches of an epoch, in order, for the device of this rank.
+
+        Args:
+            epoch: its number.
+            batches: of this rank.
+            first_batch: number of the first of them in its epoch; a run that is resumed in mid-epoch thus draws the
+                plans it would have drawn.
+        """
         ...
 
 
@@ -88,9 +98,9 @@ class InProcessMixing:
         self._device = device
         self._metrics = metrics
 
-    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[Prepared]:
-        """Mix every batch of an epoch; see `BatchMixing`."""
-        for step, batch in enumerate(batches):
+    def epoch(self, epoch: int, batches: Iterable[Batch], *, first_batch: int = 0) -> Iterator[Prepared]:
+        """Mix batches of an epoch; see `BatchMixing`."""
+        for step, batch in enumerate(batches, first_batch):
             started = time.perf_counter()
             plan = self._plans.plan(epoch, step, len(batch))
             images, labels = _to_device(batch, self._device)
@@ -107,11 +117,20 @@ class _Sent:
     batch: Batch
     seed: int
     sent_at: float
+    exchange: Exchange
     pending: PendingMix | None
+
+    @property
+    def num_bytes_under_way(self) -> int:
+        return self.pending.num_bytes_under_way if self.pending else 0
 
 
 class RemoteMixing:
-    """Keeps `depth` batches under way to a server, and falls back batch by batch while it does not answer."""
+    """Keeps `depth` batches under way to a server, and falls back batch by batch while it does not answer.
+
+    Fewer are under way while `max_bytes_in_flight` of requests wait for their answers, and one at a time while the
+    exchange is still being chosen.
+    """
 
     def __init__(
         self,
@@ -120,6 +139,8 @@ class RemoteMixing:
         fallback: Mixer,
         plans: PlanSeed,
         depth: int,
+        max_bytes_in_flight: int,
+        trial: Trial,
         breaker: Breaker,
         budget: FailureBudget,
         device: torch.device,
@@ -129,6 +150,8 @@ class RemoteMixing:
         self._fallback = fallback
         self._plans = plans
         self._depth = depth
+        self._max_bytes_in_flight = max_bytes_in_flight
+        self._trial = trial
         self._breaker = breaker
         self._budget = budget
         self._device = device
@@ -137,8 +160,8 @@ class RemoteMixing:
         self._is_lost = False
         self._last_error: MixerError | None = None
 
-    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[Prepared]:
-        """Mix every batch of an epoch; see `BatchMixing`.
+    def epoch(self, epoch: int, batches: Iterable[Batch], *, first_batch: int = 0) -> Iterator[Prepared]:
+        """Mix batches of an epoch; see `BatchMixing`.
 
         Raises:
             BudgetSpent: once the fallback mixed more batches than it may.
@@ -148,9 +171,12 @@ class RemoteMixing:
         self._budget.renew()
         under_way: deque[_Sent] = deque()
         try:
-            for step, batch in enumerate(batches):
+            for step, batch in enumerate(batches, first_batch):
+                while under_way and _bytes_of(under_way) >= self._max_bytes_in_flight:
+                    yield self._receive(under_way.popleft())
                 under_way.append(self._send(epoch, step, batch))
-                if len(under_way) > self._depth:
+                self._metrics.in_flight.set(_bytes_of(under_way))
+                if len(under_way) > self._depth or not self._trial.is_settled:
                     yield self._receive(under_way.popleft())
             while under_way:
                 yield self._receive(under_way.popleft())
@@ -160,11 +186,11 @@ class RemoteMixing:
                     sent.pending.cancel()
 
     def _send(self, epoch: int, step: int, batch: Batch) -> _Sent:
-        seed, pending = self._plans.seed(epoch, step), None
+        seed, exchange, pending = self._plans.seed(epoch, step), self._trial.next(), None
         if self._breaker.allows():
             plan = self._plans.plan(epoch, step, len(batch))
-            pending = self._remote.submit(batch.images, batch.labels, plan=plan)
-        return _Sent(batch, seed, self._breaker.now(), pending)
+            pending = self._remote.submit(batch.images, batch.labels, plan=plan, exchange=exchange)
+        return _Sent(batch, seed, self._breaker.now(), exchange, pending)
 
     def _receive(self, sent: _Sent) -> Prepared:
         started = time.perf_counter()
@@ -186,17 +212,24 @@ class RemoteMixing:
         except MixerError as error:
             if isinstance(error, (BadBatch, MixerNotFound)) and not self._has_answered:
                 raise
+            if isinstance(error, MixerTimeout):
+                self._trial.timed_out(sent.exchange)
             self._breaker.failed(sent.sent_at)
             if not self._is_lost:
                 log.warning("mixer_lost", extra={"rank": self._plans.rank, "reason": str(error), "now": "fallback"})
             self._is_lost, self._last_error = True, error
             return None
+        self._trial.answered(sent.exchange, sent.pending.times)
         self._breaker.succeeded()
         self._has_answered = True
         if self._is_lost:
             log.info("mixer_back", extra={"rank": self._plans.rank})
             self._is_lost = False
         return mixed
+
+
+def _bytes_of(under_way: Iterable[_Sent]) -> int:
+    return sum(sent.num_bytes_under_way for sent in under_way)
 
 
 def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:

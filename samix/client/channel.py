@@ -19,19 +19,23 @@ from samix.mixer.v1 import mixer_pb2_grpc
 Method = Literal["Mix", "GetMixer", "ListMixers"]
 
 _NETWORK_TARGET = re.compile(r"(dns:///)?([\w.-]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
-_UNIX_TARGET = re.compile(r"unix:///\S+")
+_UNIX_TARGET = re.compile(r"unix:///[^\s,]+")
 
 
-def check_target(target: str) -> str:
-    """Return `target` if it is an address that can be connected to.
+def check_targets(targets: str) -> list[str]:
+    """Split the addresses of replicas, and refuse what cannot be connected to.
 
     Raises:
-        InputError: unless it is `host:port`, `dns:///name:port` or `unix:///path`.
+        InputError: unless each is `host:port`, `dns:///name:port` or `unix:///path`, and named once.
     """
-    network = _NETWORK_TARGET.fullmatch(target)
-    if (network and 1 <= int(network["port"]) <= 65535) or _UNIX_TARGET.fullmatch(target):
-        return target
-    raise InputError(f"a mixer's address is host:port, dns:///name:port or unix:///path, got {target!r}")
+    split = targets.split(",")
+    for target in split:
+        network = _NETWORK_TARGET.fullmatch(target)
+        if not ((network and 1 <= int(network["port"]) <= 65535) or _UNIX_TARGET.fullmatch(target)):
+            raise InputError(f"a mixer's address is host:port, dns:///name:port or unix:///path, got {target!r}")
+    if len(set(split)) < len(split):
+        raise InputError(f"each replica must be named once, got {targets!r}")
+    return split
 
 
 class Connection:
@@ -48,6 +52,17 @@ class Connection:
 
     def __reduce__(self) -> tuple:
         return Connection, (self.target, self._config)
+
+    def check_process(self) -> None:
+        """Refuse to be used by a fork of the process that opened the channel.
+
+        Raises:
+            InputError: if this process is one.
+        """
+        if self._was_forked():
+            raise InputError(
+                f"the mixer at {self.target} was used before this process was forked; connect in the worker"
+            )
 
     def start(self, method: Method, request: Message, timeout_s: float) -> grpc.Future:
         """Send `request` and return the call, which is a future of the answer and also a `grpc.Call`.
@@ -72,10 +87,7 @@ class Connection:
                 self._channel.close()
 
     def _open(self) -> mixer_pb2_grpc.MixerServiceStub:
-        if self._was_forked():  # before the lock, which the parent may have held at the fork
-            raise InputError(
-                f"the mixer at {self.target} was used before this process was forked; connect in the worker"
-            )
+        self.check_process()  # before the lock, which the parent may have held at the fork
         with self._lock:
             if self._is_closed:
                 raise self._closed_error()
@@ -92,7 +104,7 @@ class Connection:
         return MixerCancelled(f"the connection to the mixer at {self.target} was closed; connect again")
 
 
-def _channel_options(config: ClientConfig) -> list[tuple[str, int]]:
+def _channel_options(config: ClientConfig) -> list[tuple[str, int | str]]:
     # No compression: gzip handles 26 to 46 MB of pixels a second.
     return [
         ("grpc.max_send_message_length", config.max_message_bytes),
@@ -103,6 +115,10 @@ def _channel_options(config: ClientConfig) -> list[tuple[str, int]]:
         # A server that restarts is found again within two seconds instead of two minutes.
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # All addresses of a name are replicas.
+        ("grpc.lb_policy_name", "round_robin"),
+        # A replica that was added to a name is found after a connection was lost, but not before.
+        ("grpc.dns_min_time_between_resolutions_ms", 5_000),
         # See retrying.py: sending again is done there, where it can be counted.
         ("grpc.enable_retries", 0),
         # http_proxy is set on many clusters for downloads; batches must not take that way.

@@ -7,26 +7,27 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Literal, Self, get_args
+from typing import Self
 
 import torch
 from google.protobuf.message import Message
 from torch import Tensor
 
 from samix import wire
-from samix.client.channel import Connection, Method, check_target
-from samix.client.config import ClientConfig
+from samix.client.channel import Connection, Method, check_targets
+from samix.client.config import ClientConfig, Encoding, Exchange, Reply
+from samix.client.encoding import EncodingThreads
+from samix.client.pending import PendingMix
+from samix.client.replicas import Replicas
 from samix.client.retrying import ClientObserver, RetryingCall, SilentObserver
 from samix.errors import InputError
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float, check_images, check_labels
 from samix.mixing.plan import SAMIX_ALPHA, draw_plan, generator_for, resolve_plan
-from samix.mixing.render import compose
 
 log = logging.getLogger(__name__)
-
-Reply = Literal["masks", "images"]
 
 _DEFAULT_CONFIG = ClientConfig()
 _SILENT = SilentObserver()
@@ -38,26 +39,30 @@ def connect(
     mixer: str = "",
     version: str = "",
     reply: Reply = "masks",
+    encoding: Encoding = "raw",
+    jpeg_quality: int = 90,
     config: ClientConfig = _DEFAULT_CONFIG,
     observer: ClientObserver = _SILENT,
 ) -> "RemoteMixer":
     """Make a remote mixer. Nothing is sent before it is used, so the server may start later.
 
     Args:
-        target: `host:port`, `dns:///name:port` or `unix:///path`.
+        target: `host:port`, `dns:///name:port` or `unix:///path`; several replicas of the mixer as a list with commas.
+            Batches go to them by turns, as they go to all addresses of a DNS name.
         mixer: its name on the server; may be empty where the server hosts exactly one.
         version: weights version to insist on; empty takes the one that is loaded.
         reply: `masks` blends the images given to `mix`; `images` takes mixed uint8 images from the server.
+        encoding: `raw` sends the exact pixels, `jpeg` a tenth of the bytes; see `Exchange`.
+        jpeg_quality: of JPEGs, 1 to 100.
         config: deadlines, limits and retries.
         observer: told of bytes and retries.
 
     Raises:
-        InputError: if `target` is no address, or `reply` no kind of reply.
+        InputError: if `target` is no address, or there is no such exchange.
     """
-    if reply not in get_args(Reply):
-        raise InputError(f"reply must be one of {', '.join(get_args(Reply))}, got {reply!r}")
-    connection = Connection(check_target(target), config)
-    return RemoteMixer(connection, mixer=mixer, version=version, reply=reply, config=config, observer=observer)
+    exchange = Exchange(reply=reply, encoding=encoding, jpeg_quality=jpeg_quality)
+    replicas = Replicas([Connection(address, config) for address in check_targets(target)])
+    return RemoteMixer(replicas, mixer=mixer, version=version, exchange=exchange, config=config, observer=observer)
 
 
 class RemoteMixer:
@@ -65,21 +70,22 @@ class RemoteMixer:
 
     def __init__(
         self,
-        connection: Connection,
+        replicas: Replicas,
         *,
         mixer: str,
         version: str,
-        reply: Reply,
+        exchange: Exchange,
         config: ClientConfig,
         observer: ClientObserver,
     ) -> None:
-        self._connection = connection
+        self._replicas = replicas
         self._mixer = mixer
         self._version = version
-        self._reply = reply
+        self._exchange = exchange
         self._config = config
         self._observer = observer
         self._versions_seen: set[str] = set()
+        self._encoding_threads = EncodingThreads()
 
     def __enter__(self) -> Self:
         return self
@@ -99,10 +105,10 @@ class RemoteMixer:
         partner: Tensor | None = None,
     ) -> MixedBatch:
         """Mix one batch and wait for it; see `Mixer.mix`."""
-        check_images(images)
+        _check(images, labels)
         generator = None if seed is None else generator_for(seed)
         plan = resolve_plan(len(images), lam=lam, partner=partner, generator=generator)
-        return self.submit(images, labels, plan=plan).result()
+        return self._submit(images, labels, plan, self._exchange).result()
 
     def stream(
         self, batches: Iterable[tuple[Tensor, Tensor | None]], *, seed: int, depth: int = 4
@@ -119,26 +125,24 @@ class RemoteMixer:
             raise InputError(f"depth must be at least 1, got {depth}")
         return self._stream(batches, seed, depth)
 
-    def submit(self, images: Tensor, labels: Tensor | None = None, *, plan: MixPlan) -> "PendingMix":
+    def submit(
+        self, images: Tensor, labels: Tensor | None = None, *, plan: MixPlan, exchange: Exchange | None = None
+    ) -> PendingMix:
         """Send one batch at once; its deadline runs from here. The tensors must not change before `result`.
+
+        Args:
+            images: see `Mixer.mix`.
+            labels: see `Mixer.mix`.
+            plan: what to mix with what.
+            exchange: what goes up and comes back this time; None is what `connect` was told.
 
         Raises:
             BadBatch: if images, labels or plan are of a wrong rank, size or dtype.
             InputError: if this mixer was used before this process was forked.
         """
-        check_images(images)
-        check_labels(labels, len(images))
+        _check(images, labels)
         plan = resolve_plan(len(images), lam=plan.lam, partner=plan.partner, generator=None)
-        call = wire.MixCall(
-            mixer=self._mixer,
-            version=self._version,
-            pixels=_pixels(images).numpy(),
-            lam=plan.lam.numpy(),
-            partner=plan.partner.numpy(),
-            wants_images=self._reply == "images",
-        )
-        answer = self._start("Mix", wire.encode_request(call))
-        return PendingMix(self, answer, call, images, labels, plan)
+        return self._submit(images, labels, plan, exchange or self._exchange)
 
     def info(self) -> pb.MixerInfo:
         """Ask the server about this mixer.
@@ -168,13 +172,14 @@ class RemoteMixer:
         return self._start("GetMixer", pb.GetMixerRequest(name=self._mixer), patient).result().mixer
 
     def close(self) -> None:
-        """End the connection; mixes under way end as cancelled."""
-        self._connection.close()
+        """End the connections; mixes under way end as cancelled."""
+        self._replicas.close()
+        self._encoding_threads.close()
 
     def note_version(self, version: str) -> None:
         """Log the first answer of other weights than before: legitimate after a reload, and good to know."""
         if self._versions_seen and version not in self._versions_seen:
-            log.warning("mixer_version_changed target=%s version=%s", self._connection.target, version)
+            log.warning("mixer_version_changed target=%s version=%s", self._replicas.target, version)
         self._versions_seen.add(version)
 
     def _stream(self, batches: Iterable[tuple[Tensor, Tensor | None]], seed: int, depth: int) -> Iterator[MixedBatch]:
@@ -193,62 +198,43 @@ class RemoteMixer:
             for mix in pending:
                 mix.cancel()
 
-    def _start(self, method: Method, request: Message, config: ClientConfig | None = None) -> RetryingCall:
-        call = RetryingCall(
-            lambda timeout_s: self._connection.start(method, request, timeout_s),
-            num_bytes=request.ByteSize(),
-            target=self._connection.target,
-            config=config or self._config,
-            observer=self._observer,
+    def _submit(self, images: Tensor, labels: Tensor | None, plan: MixPlan, exchange: Exchange) -> PendingMix:
+        call = wire.MixCall(
+            mixer=self._mixer,
+            version=self._version,
+            pixels=_pixels(images).numpy(),
+            lam=plan.lam.numpy(),
+            partner=plan.partner.numpy(),
+            wants_images=exchange.reply == "images",
         )
-        call.start()
+        pending = PendingMix(
+            answer=self._call(),
+            call=call,
+            jpeg_quality=exchange.jpeg_quality if exchange.encoding == "jpeg" else None,
+            images=images,
+            labels=labels,
+            plan=plan,
+            note_version=self.note_version,
+        )
+        if exchange.encoding == "raw":
+            pending.send(self._replicas)
+        else:
+            self._replicas.check_process()  # a fork has no encoding threads
+            self._encoding_threads.run(partial(pending.send, self._replicas), pending.fail)
+        return pending
+
+    def _call(self, config: ClientConfig | None = None) -> RetryingCall:
+        return RetryingCall(target=self._replicas.target, config=config or self._config, observer=self._observer)
+
+    def _start(self, method: Method, request: Message, config: ClientConfig | None = None) -> RetryingCall:
+        call = self._call(config)
+        call.start(partial(self._replicas.start, method, request), request.ByteSize())
         return call
 
 
-class PendingMix:
-    """A mix that was sent; `result` collects it."""
-
-    def __init__(
-        self,
-        mixer: RemoteMixer,
-        answer: RetryingCall,
-        call: wire.MixCall,
-        images: Tensor,
-        labels: Tensor | None,
-        plan: MixPlan,
-    ) -> None:
-        self._mixer = mixer
-        self._answer = answer
-        self._call = call
-        self._images = images
-        self._labels = labels
-        self._plan = plan
-
-    def result(self, device: torch.device | None = None) -> MixedBatch:
-        """Wait for the answer, at most until the deadline, and mix.
-
-        Args:
-            device: where to mix and leave the batch; None stays where the images are.
-
-        Raises:
-            MixerError: what went wrong, after retries.
-        """
-        reply = wire.decode_response(self._answer.result(), self._call)
-        self._mixer.note_version(reply.version)
-        images, labels = self._images, self._labels
-        if device is not None:
-            images = images.to(device, non_blocking=True)
-            labels = None if labels is None else labels.to(device, non_blocking=True)
-        # Copies: torch warns of tensors over read-only memory.
-        logits = torch.from_numpy(reply.mask_logits.copy())
-        mixed = compose(images, labels, self._plan, logits, reply.rendering)
-        if reply.images is None:
-            return mixed
-        return replace(mixed, images=as_unit_float(torch.from_numpy(reply.images.copy()).to(images.device)))
-
-    def cancel(self) -> None:
-        """Give up the mix; `result` then raises MixerCancelled unless the answer was faster."""
-        self._answer.cancel()
+def _check(images: Tensor, labels: Tensor | None) -> None:
+    check_images(images)
+    check_labels(labels, len(images))
 
 
 def _pixels(images: Tensor) -> Tensor:

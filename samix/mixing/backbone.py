@@ -42,17 +42,18 @@ class BackboneSpec:
             )
 
 
-def build_backbone(spec: BackboneSpec, num_classes: int) -> nn.Module:
+def build_backbone(spec: BackboneSpec, num_classes: int, *, drop_path: float = 0.0) -> nn.Module:
     """Build the network with random weights, drawn from torch's global generator as timm does.
 
     Args:
         spec: which network.
         num_classes: size of the classifier; 0 leaves pooled features.
+        drop_path: see `build_timm`; for networks of timm.
 
     Raises:
-        ConfigError: if there is no such network, or the stem, layers or channels do not fit it.
+        ConfigError: if there is no such network, or the stem, layers, channels or drop_path do not fit it.
     """
-    backbone = _build(spec, num_classes)
+    backbone = _build(spec, num_classes, drop_path)
     if spec.stem == "cifar":
         _use_cifar_stem(backbone.network if isinstance(backbone, TorchvisionBackbone) else backbone, spec.name)
     # A third less time per training step on a CPU (ResNet-10, 32 px, oneDNN), and what tensor cores want.
@@ -62,10 +63,12 @@ def build_backbone(spec: BackboneSpec, num_classes: int) -> nn.Module:
     return backbone
 
 
-def _build(spec: BackboneSpec, num_classes: int) -> nn.Module:
+def _build(spec: BackboneSpec, num_classes: int, drop_path: float) -> nn.Module:
     wide = parse_wide_resnet(spec.name)
     if wide is None and not spec.name.startswith(PREFIX):
-        return build_timm(spec.name, num_classes, layers=spec.layers, channels=spec.channels)
+        return build_timm(spec.name, num_classes, layers=spec.layers, channels=spec.channels, drop_path=drop_path)
+    if drop_path:
+        raise ConfigError(f"backbone {spec.name[:60]!r} takes no drop_path, got {drop_path}; leave it at 0")
     if spec.layers or spec.channels:
         raise ConfigError(f"backbone {spec.name[:60]!r} takes no layers and channels; leave them empty")
     if wide is None:

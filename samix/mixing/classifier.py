@@ -21,7 +21,15 @@ class Classifier(nn.Module):
 
     @classmethod
     def build(
-        cls, spec: BackboneSpec, num_classes: int, *, mean: Channels, std: Channels, seed: int, clean_head: bool = False
+        cls,
+        spec: BackboneSpec,
+        num_classes: int,
+        *,
+        mean: Channels,
+        std: Channels,
+        seed: int,
+        clean_head: bool = False,
+        drop_path: float = 0.0,
     ) -> "Classifier":
         """Build with random weights; the global random state is left as it was.
 
@@ -32,13 +40,14 @@ class Classifier(nn.Module):
             std: of each channel, likewise.
             seed: of the weights; the same on every rank.
             clean_head: give clean images a linear head of their own, as the public reference does.
+            drop_path: share of images whose deepest residual block is skipped in training (stochastic depth).
 
         Raises:
             ConfigError: if there is no such backbone, or it cannot have a second head.
         """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reseed the GPUs too
-            backbone = build_backbone(spec, num_classes)
+            backbone = build_backbone(spec, num_classes, drop_path=drop_path)
             head_one = _second_head(backbone, num_classes) if clean_head else None
         return cls(Normalise(mean, std), backbone, head_one)
 

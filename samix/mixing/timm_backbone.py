@@ -20,7 +20,9 @@ _ANY_SIZE: dict[str, dict[str, Any]] = {
 """By module of timm, what makes its networks take images of any size."""
 
 
-def build_timm(name: str, num_classes: int, *, layers: tuple[int, ...], channels: tuple[int, ...]) -> nn.Module:
+def build_timm(
+    name: str, num_classes: int, *, layers: tuple[int, ...], channels: tuple[int, ...], drop_path: float = 0.0
+) -> nn.Module:
     """Build a network; the last batch norm of each residual block starts at zero, as timm has it.
 
     Args:
@@ -28,9 +30,10 @@ def build_timm(name: str, num_classes: int, *, layers: tuple[int, ...], channels
         num_classes: size of the classifier; 0 leaves pooled features.
         layers: blocks of each stage; empty keeps the published ones.
         channels: width of each stage; empty keeps the published ones.
+        drop_path: share of images whose deepest residual block is skipped in training; less at shallower ones.
 
     Raises:
-        ConfigError: if timm does not know the name, or its network has no layers and channels to set.
+        ConfigError: if timm does not know the name, or its network cannot be set so.
     """
     import timm  # three seconds to import, and the client never needs it
 
@@ -39,11 +42,14 @@ def build_timm(name: str, num_classes: int, *, layers: tuple[int, ...], channels
         near = ", ".join(timm.list_models(f"{name[:6]}*")[:5]) or "see timm.list_models()"
         raise ConfigError(f"timm knows no backbone {name[:60]!r}; near it: {near}")
     shape: dict[str, Any] = {key: value for key, value in (("layers", layers), ("channels", channels)) if value}
+    if drop_path:
+        shape["drop_path_rate"] = drop_path
     flexible = [options for module, options in _ANY_SIZE.items() if timm.models.is_model_in_modules(name, [module])]
     try:
         network: Any = timm.create_model(name, num_classes=num_classes, **shape, **(flexible[0] if flexible else {}))
     except TypeError as error:
-        raise ConfigError(f"backbone {name!r} takes no layers and channels ({error}); leave them empty") from error
+        settings = " and ".join(shape)
+        raise ConfigError(f"backbone {name!r} takes no {settings} ({error}); leave them as they are") from error
     if flexible:
         network.patch_embed.dynamic_img_pad = True
     return network

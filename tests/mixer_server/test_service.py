@@ -57,6 +57,7 @@ def test_describes_mixers(mixer: FrozenMixer):
         "max_images": RequestConfig().max_images,
         "max_tokens": spec.max_tokens,
         "stride": spec.stride,
+        "pixel_formats": ["PIXEL_FORMAT_UINT8", "PIXEL_FORMAT_FLOAT32", "PIXEL_FORMAT_JPEG"],
     }
 
 
@@ -175,10 +176,11 @@ def test_garbage_bytes(server: MixerServer, data: bytes):
         pb.MixRequest,
         mixer=st.sampled_from(["", "tiny", "x" * 1000]),
         reply_format=st.integers(0, 3),
-        pixel_format=st.integers(0, 3),
+        pixel_format=st.integers(0, 4),
         shape=st.lists(st.integers(0, 9) | st.integers(0, 2**32 - 1), max_size=5) | st.just([1, 3, 8, 8]),
         lam=st.lists(st.floats(width=32), max_size=3) | st.just([0.5]),
         partner=st.lists(st.integers(0, 2**32 - 1), max_size=3) | st.just([0]),
+        jpeg_lengths=st.lists(st.integers(0, 64), max_size=3),
         pixels=st.binary(max_size=64) | st.just(bytes(192)) | st.just(bytes(768)),
     )
 )

@@ -130,7 +130,7 @@ def test_stages_follow_each_kind_of_backbone() -> None:
         (BackboneSpec(name="resnet1812"), 2, "knows no backbone 'resnet1812'; near it: resnet"),
         (BackboneSpec(name="hf-hub:somebody/model"), 2, "knows no backbone"),
         (BackboneSpec(name="convnext_atto", stem="cifar"), 2, "'cifar' is for ResNets"),
-        (BackboneSpec(name="vit_tiny_patch16_224", layers=(1, 1, 1, 1)), 2, "takes no layers and channels"),
+        (BackboneSpec(name="vit_tiny_patch16_224", layers=(1, 1, 1, 1)), 2, "takes no layers"),
     ],
 )
 def test_what_does_not_exist_is_refused(backbone: BackboneSpec, stage: int, complaint: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scripted_server import ScriptedServicer, contrast_logits, serving
 
-from samix.client.channel import check_target
+from samix.client.channel import check_targets
 from samix.client.remote import connect
 from samix.errors import InputError
 from samix.mixer.v1 import mixer_pb2_grpc
@@ -106,7 +106,7 @@ def test_connecting_sends_nothing() -> None:
 )
 def test_addresses(target: str) -> None:
     """Hosts with a port, names for DNS and unix sockets are addresses."""
-    assert check_target(target) == target
+    assert check_targets(target) == [target]
 
 
 @pytest.mark.parametrize(

@@ -127,10 +127,11 @@ def test_truncated_answers_are_refused(answer: tuple[MixCall, MixReply], data: s
         pb.MixRequest,
         mixer=st.text(max_size=3),
         reply_format=st.integers(-1, 3),
-        pixel_format=st.integers(-1, 3),
+        pixel_format=st.integers(-1, 4),
         shape=st.lists(st.one_of(st.integers(0, 4), st.integers(0, 2**32 - 1)), max_size=5),
         lam=st.lists(st.floats(width=32), max_size=4),
         partner=st.lists(st.one_of(st.integers(0, 3), st.integers(0, 2**32 - 1)), max_size=4),
+        jpeg_lengths=st.lists(st.integers(0, 200), max_size=4),
         pixels=st.binary(max_size=200),
     )
 )

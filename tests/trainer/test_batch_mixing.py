@@ -2,28 +2,31 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
-from serving import WAIT_S, serve, tiny_mixer
+from serving import WAIT_S, Gate, serve, tiny_mixer
 from torch import Tensor
 from training import SIDE, images_mixed, make_batch
 
 from mixer_server.app import MixerServer
-from samix.client.config import ClientConfig, RetryPolicy
+from samix.client.config import ClientConfig, Exchange, RetryPolicy
 from samix.client.remote import RemoteMixer, connect
 from samix.errors import BadBatch, MixerNotFound
 from samix.mixing.policies import cutmix, no_mixing
 from services.shards.dataset import Batch
+from trainer.exchanges import Trial
 from trainer.fallback import Breaker, BudgetSpent, FailureBudget
 from trainer.metrics import TrainerMetrics
-from trainer.prefetch import InProcessMixing, PlanSeed, Prepared, RemoteMixing
+from trainer.prefetch import BatchMixing, InProcessMixing, PlanSeed, Prepared, RemoteMixing
 
 CPU = torch.device("cpu")
 PLANS = PlanSeed(run_seed=3, rank=0, alpha=2.0, per_sample=False)
+BATCH_BYTES = 4 * 3 * SIDE * SIDE
+HURRIED = ClientConfig(deadline_s=0.3, retry=RetryPolicy(attempts=1))
 IMPATIENT = ClientConfig(deadline_s=WAIT_S, retry=RetryPolicy(attempts=1))
 
 
@@ -42,20 +45,31 @@ class Eager(Breaker):
 class Rank:
     """A `RemoteMixing` with what it reports to."""
 
-    def __init__(self, remote: RemoteMixer, metrics: TrainerMetrics, depth: int, budget: int, breaker: Breaker) -> None:
+    def __init__(
+        self,
+        remote: RemoteMixer,
+        metrics: TrainerMetrics,
+        depth: int,
+        budget: int,
+        breaker: Breaker,
+        *,
+        max_bytes_in_flight: int = 1 << 30,
+    ) -> None:
         self.metrics = metrics
         self.mixing = RemoteMixing(
             remote,
             fallback=no_mixing(),
             plans=PLANS,
             depth=depth,
+            max_bytes_in_flight=max_bytes_in_flight,
+            trial=Trial([Exchange()], rank=0),
             breaker=breaker,
             budget=FailureBudget(budget, "the server"),
             device=CPU,
             metrics=metrics,
         )
 
-    def labels(self, batches: list[Batch], epoch: int = 0) -> list[int]:
+    def labels(self, batches: Iterable[Batch], epoch: int = 0) -> list[int]:
         """Mix an epoch; the label tells which batch became which mixed batch."""
         return [label_of(item) for item in self.mixing.epoch(epoch, batches)]
 
@@ -66,11 +80,18 @@ class Rank:
 
 @contextmanager
 def rank_of(
-    target: str, *, mixer: str = "", depth: int = 3, budget: int = 100, breaker: Breaker | None = None
+    target: str,
+    *,
+    mixer: str = "",
+    depth: int = 3,
+    budget: int = 100,
+    breaker: Breaker | None = None,
+    max_bytes_in_flight: int = 1 << 30,
+    config: ClientConfig = IMPATIENT,
 ) -> Iterator[Rank]:
     metrics = TrainerMetrics(0)
-    with connect(target, mixer=mixer, config=IMPATIENT, observer=metrics) as remote:
-        yield Rank(remote, metrics, depth, budget, breaker or Breaker())
+    with connect(target, mixer=mixer, config=config, observer=metrics) as remote:
+        yield Rank(remote, metrics, depth, budget, breaker or Breaker(), max_bytes_in_flight=max_bytes_in_flight)
 
 
 def label_of(item: Prepared) -> int:
@@ -182,6 +203,72 @@ def test_depth_batches_are_under_way_during_a_step(server: MixerServer, depth: i
         ahead = [len(taken) - 1 - label_of(item) for item in rank.mixing.epoch(0, batches())]
 
     assert ahead == [min(depth, 7 - step) for step in range(8)]
+
+
+@pytest.mark.parametrize(("credit", "sent"), [(1, 1), (BATCH_BYTES, 1), (BATCH_BYTES + 1000, 2), (1 << 30, 4)])
+def test_credit_limits_what_is_under_way(credit: int, sent: int):
+    """Nothing more is sent while the credit is in use; one batch always may be, and no more than `depth` allows."""
+    mixer = tiny_mixer()
+    gate = Gate(mixer)
+    with serve(mixer) as server, rank_of(address(server), depth=3, config=HURRIED, max_bytes_in_flight=credit) as rank:
+        gate.shut()
+
+        epoch = rank.mixing.epoch(0, numbered(8))
+        first = next(epoch)  # by the fallback: no batch is answered
+
+        assert label_of(first) == 0
+        assert sent <= rank.metrics.value("mixer_client_sent_bytes_total") / BATCH_BYTES < sent + 0.5
+        assert sent <= rank.metrics.value("mixer_client_in_flight_bytes") / BATCH_BYTES < sent + 0.5
+        epoch.close()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
+        gate.open()
+
+
+def test_little_credit_costs_no_step(server: MixerServer):
+    """With credit for one batch every batch is mixed by the server, in order."""
+    with rank_of(address(server), max_bytes_in_flight=1) as rank:
+        labels = rank.labels(numbered(6))
+
+    assert labels == list(range(6))
+    assert rank.fallbacks == 0
+
+
+@pytest.mark.parametrize("first_batch", [1, 4])
+def test_resumed_epochs_draw_the_same_plans(server: MixerServer, first_batch: int):
+    """The rest of an epoch is mixed as it would have been in the whole one: remote, in process and by the fallback."""
+    batches = [random_batch(seed) for seed in range(6)]
+    for target in (address(server), "127.0.0.1:1"):
+        with rank_of(target) as rank:
+            check_rest(rank.mixing, batches, first_batch)
+    check_rest(InProcessMixing(cutmix(), PLANS, CPU, TrainerMetrics(0)), batches, first_batch)
+
+
+def check_rest(mixing: BatchMixing[Prepared], batches: list[Batch], first_batch: int) -> None:
+    whole = list(mixing.epoch(2, batches))
+    rest = list(mixing.epoch(2, batches[first_batch:], first_batch=first_batch))
+
+    for one, other in zip(whole[first_batch:], rest, strict=True):
+        torch.testing.assert_close(one.mixed.images, other.mixed.images, atol=1e-3, rtol=0)
+        torch.testing.assert_close(one.mixed.lam, other.mixed.lam, rtol=0, atol=0)
+
+
+def test_a_stopped_replica_costs_no_fallback():
+    """Of two servers one stops in mid-epoch: every batch is mixed by the other, and the fallback by none."""
+    with serve(tiny_mixer()) as first, serve(tiny_mixer()) as second:
+
+        def batches() -> Iterator[Batch]:
+            for number, batch in enumerate(numbered(40)):
+                if number == 12:
+                    first.stop()
+                yield batch
+
+        with rank_of(f"{address(first)},{address(second)}", config=ClientConfig(deadline_s=WAIT_S)) as rank:
+            labels = rank.labels(batches())
+        shares = [images_mixed(server) / 4 for server in (first, second)]
+
+    assert labels == list(range(40))
+    assert rank.fallbacks == 0
+    assert shares[0] == pytest.approx(6, abs=1)
+    assert sum(shares) >= 40
 
 
 def test_one_out_for_one_in_without_a_server(caplog: pytest.LogCaptureFixture):

@@ -7,25 +7,35 @@ from typing import Any, get_args
 
 import grpc
 import pytest
+from serving import serve, tiny_mixer
 from training import ALONE, NUM_CLASSES, SIDE, make_batch
 
 from mixer_server.app import MixerServer
+from mixer_server.servicer import RequestConfig
+from samix.client.config import Exchange
 from samix.errors import ArtefactError, ConfigError, InputError
+from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.policies import PolicyName
 from samix.mixing.presets import TINY_RESNET
 from trainer.metrics import TrainerMetrics
-from trainer.mixing import MixingConfig, open_mixing
+from trainer.mixing import MixingConfig, _candidates, open_mixing
 from trainer.model import ModelConfig, build_classifier
 from trainer.prefetch import InProcessMixing, RemoteMixing
 
 QUICK_S = 1.0
 
 
-def open_and_mix(config: MixingConfig, image_size: int = SIDE) -> type:
+def open_and_mix(config: MixingConfig, image_size: int = SIDE, batch_size: int = 4) -> type:
     """Open the mixing of a config, mix a batch, and say which kind it is."""
     classifier = build_classifier(ModelConfig(backbone=TINY_RESNET), NUM_CLASSES, seed=0)
     with open_mixing(
-        config, seed=0, image_size=image_size, world=ALONE, metrics=TrainerMetrics(0), classifier=classifier
+        config,
+        seed=0,
+        image_size=image_size,
+        batch_size=batch_size,
+        world=ALONE,
+        metrics=TrainerMetrics(0),
+        classifier=classifier,
     ) as mixing:
         assert len(list(mixing.epoch(0, [make_batch()]))) == 1
         return type(mixing)
@@ -47,6 +57,10 @@ def sentence_of(config: MixingConfig, image_size: int = SIDE, error: type[Except
         ({"failure_budget": -1}, "mixing.failure_budget must be at least 0, got -1"),
         ({"deadline_s": 0.0}, "mixing.deadline_s must be a positive number of seconds, got 0.0"),
         ({"startup_timeout_s": -5.0}, "mixing.startup_timeout_s must be a positive number of seconds, got -5.0"),
+        ({"max_bytes_in_flight": 0}, "mixing.max_bytes_in_flight must be at least 1, got 0"),
+        ({"reply": "images", "encoding": "jpeg"}, "mixing.reply 'images' with mixing.encoding 'jpeg' would train"),
+        ({"reply": "images", "encoding": "auto"}, "mixing.encoding 'auto' would train on decoded JPEGs"),
+        ({"jpeg_quality": 0}, r"mixing.jpeg_quality must lie in 1\.\.100, got 0"),
         ({"policy": "local"}, "mixing.policy 'local' needs --mixing.artefact FILE.safetensors"),
     ],
 )
@@ -77,6 +91,22 @@ def test_local_policy(artefact: Path):
 def test_remote_policy(server: MixerServer):
     """Policy `remote` uses the server at the endpoint."""
     assert open_and_mix(MixingConfig(endpoint=server.addresses["grpc"])) is RemoteMixing
+
+
+def test_remote_policy_with_jpegs(server: MixerServer):
+    """Encoding jpeg is used with a server that reads it."""
+    metrics = TrainerMetrics(0)
+    classifier = build_classifier(ModelConfig(backbone=TINY_RESNET), NUM_CLASSES, seed=0)
+    config = MixingConfig(endpoint=server.addresses["grpc"], encoding="jpeg", jpeg_quality=50)
+    images = make_batch(64)
+    with open_mixing(
+        config, seed=0, image_size=SIDE, batch_size=64, world=ALONE, metrics=metrics, classifier=classifier
+    ) as mixing:
+        list(mixing.epoch(0, [images]))
+
+    raw_bytes = images.images.numel()
+    assert 64 < metrics.value("mixer_client_sent_bytes_total") != raw_bytes
+    assert metrics.value("mixer_client_fallback_total") == 0
 
 
 def test_no_server():
@@ -123,6 +153,31 @@ def test_image_size_outside_the_mixers_limits(server: MixerServer, image_size: i
 
     assert "takes images of 8 to 1024 pixels" in sentence
     assert f"data.image_size is {image_size}; change it or choose another mixer" in sentence
+
+
+def test_batches_beyond_the_servers_limit():
+    """A rank's batch that the server would refuse is refused before the first step, with both numbers and cures."""
+    with serve(tiny_mixer(), requests=RequestConfig(max_images=8)) as server:
+        config = MixingConfig(endpoint=server.addresses["grpc"])
+        with pytest.raises(ConfigError) as refusal:
+            open_and_mix(config, batch_size=9)
+
+        assert open_and_mix(config, batch_size=8) is RemoteMixing
+    assert str(refusal.value).startswith("a rank's batch has 9 images, the server takes 8 in one request; make ")
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "auto"])
+def test_a_server_that_reads_no_jpegs(encoding: Any, caplog: pytest.LogCaptureFixture):
+    """A server from before JPEGs is refused with encoding jpeg, and gets raw pixels with auto."""
+    config = MixingConfig(encoding=encoding, reply="auto")
+    old = pb.MixerInfo(name="tiny")
+
+    if encoding == "jpeg":
+        with pytest.raises(ConfigError, match="reads no JPEGs; upgrade it, or set"):
+            _candidates(config, old, 0)
+    else:
+        assert _candidates(config, old, 0) == [Exchange(), Exchange(reply="images")]
+        assert caplog.messages == ["mixer_reads_no_jpeg"]
 
 
 def test_image_size_outside_the_local_mixers_limits(artefact: Path):

@@ -12,6 +12,7 @@ class PixelFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PIXEL_FORMAT_UNSPECIFIED: _ClassVar[PixelFormat]
     PIXEL_FORMAT_UINT8: _ClassVar[PixelFormat]
     PIXEL_FORMAT_FLOAT32: _ClassVar[PixelFormat]
+    PIXEL_FORMAT_JPEG: _ClassVar[PixelFormat]
 
 class ReplyFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -27,6 +28,7 @@ class Upsampling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 PIXEL_FORMAT_UNSPECIFIED: PixelFormat
 PIXEL_FORMAT_UINT8: PixelFormat
 PIXEL_FORMAT_FLOAT32: PixelFormat
+PIXEL_FORMAT_JPEG: PixelFormat
 REPLY_FORMAT_UNSPECIFIED: ReplyFormat
 REPLY_FORMAT_MASK_LOGITS: ReplyFormat
 REPLY_FORMAT_IMAGES: ReplyFormat
@@ -43,7 +45,7 @@ class Rendering(_message.Message):
     def __init__(self, upsampling: _Optional[_Union[Upsampling, str]] = ..., lam_margin: _Optional[float] = ...) -> None: ...
 
 class MixRequest(_message.Message):
-    __slots__ = ("mixer", "version", "reply_format", "pixel_format", "shape", "lam", "partner", "pixels")
+    __slots__ = ("mixer", "version", "reply_format", "pixel_format", "shape", "lam", "partner", "jpeg_lengths", "pixels")
     MIXER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLY_FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +53,7 @@ class MixRequest(_message.Message):
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     LAM_FIELD_NUMBER: _ClassVar[int]
     PARTNER_FIELD_NUMBER: _ClassVar[int]
+    JPEG_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     mixer: str
     version: str
@@ -59,8 +62,9 @@ class MixRequest(_message.Message):
     shape: _containers.RepeatedScalarFieldContainer[int]
     lam: _containers.RepeatedScalarFieldContainer[float]
     partner: _containers.RepeatedScalarFieldContainer[int]
+    jpeg_lengths: _containers.RepeatedScalarFieldContainer[int]
     pixels: bytes
-    def __init__(self, mixer: _Optional[str] = ..., version: _Optional[str] = ..., reply_format: _Optional[_Union[ReplyFormat, str]] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., shape: _Optional[_Iterable[int]] = ..., lam: _Optional[_Iterable[float]] = ..., partner: _Optional[_Iterable[int]] = ..., pixels: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, mixer: _Optional[str] = ..., version: _Optional[str] = ..., reply_format: _Optional[_Union[ReplyFormat, str]] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., shape: _Optional[_Iterable[int]] = ..., lam: _Optional[_Iterable[float]] = ..., partner: _Optional[_Iterable[int]] = ..., jpeg_lengths: _Optional[_Iterable[int]] = ..., pixels: _Optional[bytes] = ...) -> None: ...
 
 class MixResponse(_message.Message):
     __slots__ = ("mixer", "version", "rendering", "mask_shape", "mask_logits", "pixels")
@@ -79,7 +83,7 @@ class MixResponse(_message.Message):
     def __init__(self, mixer: _Optional[str] = ..., version: _Optional[str] = ..., rendering: _Optional[_Union[Rendering, _Mapping]] = ..., mask_shape: _Optional[_Iterable[int]] = ..., mask_logits: _Optional[bytes] = ..., pixels: _Optional[bytes] = ...) -> None: ...
 
 class MixerInfo(_message.Message):
-    __slots__ = ("name", "version", "sha256", "encoder", "stage", "mode", "rendering", "min_side", "max_side", "max_images", "max_tokens", "stride")
+    __slots__ = ("name", "version", "sha256", "encoder", "stage", "mode", "rendering", "min_side", "max_side", "max_images", "max_tokens", "stride", "pixel_formats")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +96,7 @@ class MixerInfo(_message.Message):
     MAX_IMAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STRIDE_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_FORMATS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     sha256: str
@@ -104,7 +109,8 @@ class MixerInfo(_message.Message):
     max_images: int
     max_tokens: int
     stride: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., encoder: _Optional[str] = ..., stage: _Optional[int] = ..., mode: _Optional[str] = ..., rendering: _Optional[_Union[Rendering, _Mapping]] = ..., min_side: _Optional[int] = ..., max_side: _Optional[int] = ..., max_images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stride: _Optional[int] = ...) -> None: ...
+    pixel_formats: _containers.RepeatedScalarFieldContainer[PixelFormat]
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., encoder: _Optional[str] = ..., stage: _Optional[int] = ..., mode: _Optional[str] = ..., rendering: _Optional[_Union[Rendering, _Mapping]] = ..., min_side: _Optional[int] = ..., max_side: _Optional[int] = ..., max_images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stride: _Optional[int] = ..., pixel_formats: _Optional[_Iterable[_Union[PixelFormat, str]]] = ...) -> None: ...
 
 class ListMixersRequest(_message.Message):
     __slots__ = ()

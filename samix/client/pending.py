@@ -1,0 +1,119 @@
+"""A mix on its way: what was asked, and what becomes of the answer."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from samix import wire
+from samix.client.replicas import Replicas
+from samix.client.retrying import RetryingCall
+from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float
+from samix.mixing.render import compose
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixTimes:
+    """What one mix took, in seconds."""
+
+    encode_s: float
+    """Filling the request, on this machine."""
+    answer_s: float
+    """From `submit` to the answer, `encode_s` included."""
+    blend_s: float
+    """From the answer to the mixed batch, on this machine; on a GPU only until its work was queued."""
+
+    @property
+    def total_s(self) -> float:
+        """From `submit` to the mixed batch, for a caller that waits for nothing else."""
+        return self.answer_s + self.blend_s
+
+
+class PendingMix:
+    """A mix that was submitted; `result` collects it."""
+
+    def __init__(
+        self,
+        *,
+        answer: RetryingCall,
+        call: wire.MixCall,
+        jpeg_quality: int | None,
+        images: Tensor,
+        labels: Tensor | None,
+        plan: MixPlan,
+        note_version: Callable[[str], None],
+    ) -> None:
+        self._answer = answer
+        self._call = call
+        self._jpeg_quality = jpeg_quality
+        self._images = images
+        self._labels = labels
+        self._plan = plan
+        self._note_version = note_version
+        self._encode_s = 0.0
+        self._blend_s = 0.0
+
+    @property
+    def num_bytes_under_way(self) -> int:
+        """Size of the request while it waits for its answer, else 0; before it is encoded, that of its pixels."""
+        if self._answer.is_done:
+            return 0
+        return self._answer.num_bytes or self._call.pixels.nbytes
+
+    @property
+    def times(self) -> MixTimes:
+        """What it took; after `result` has returned."""
+        assert self._answer.answer_s is not None
+        return MixTimes(encode_s=self._encode_s, answer_s=self._answer.answer_s, blend_s=self._blend_s)
+
+    def send(self, replicas: Replicas) -> None:
+        """Encode and send, once; for the mixer that made it, also from another thread.
+
+        Raises:
+            BadBatch: if the pixels cannot be encoded.
+            InputError, MixerCancelled: as `Connection.start` does.
+        """
+        started = time.perf_counter()
+        request = wire.encode_request(self._call, self._jpeg_quality)
+        self._encode_s = time.perf_counter() - started
+        self._answer.start(partial(replicas.start, "Mix", request), request.ByteSize())
+
+    def fail(self, error: Exception) -> None:
+        """Let `result` raise an error that `send` met on another thread."""
+        self._answer.fail(error)
+
+    def result(self, device: torch.device | None = None) -> MixedBatch:
+        """Wait for the answer, at most until the deadline, and mix.
+
+        Args:
+            device: where to mix and leave the batch; None stays where the images are.
+
+        Raises:
+            MixerError: what went wrong, after retries.
+        """
+        response = self._answer.result()
+        started = time.perf_counter()
+        reply = wire.decode_response(response, self._call)
+        self._note_version(reply.version)
+        mixed = self._mix(reply, device)
+        self._blend_s = time.perf_counter() - started
+        return mixed
+
+    def cancel(self) -> None:
+        """Give up the mix; `result` then raises MixerCancelled unless the answer was faster."""
+        self._answer.cancel()
+
+    def _mix(self, reply: wire.MixReply, device: torch.device | None) -> MixedBatch:
+        images, labels = self._images, self._labels
+        if device is not None:
+            images = images.to(device, non_blocking=True)
+            labels = None if labels is None else labels.to(device, non_blocking=True)
+        # Copies: torch warns of tensors over read-only memory.
+        logits = torch.from_numpy(reply.mask_logits.copy())
+        mixed = compose(images, labels, self._plan, logits, reply.rendering)
+        if reply.images is None:
+            return mixed
+        return replace(mixed, images=as_unit_float(torch.from_numpy(reply.images.copy()).to(images.device)))

@@ -3,16 +3,13 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help setup quickstart test test-all check format protos lock bench bench-steps up down clean
+.PHONY: help setup quickstart test test-all check format protos lock bench bench-steps bench-input up down clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setbench-steps: $(READY)  ## what a training step costs with each way of mixing; ARGS="--policies all"
-	$(BIN)/python -m benchmarks.steps $(ARGS)
-
-up: $(READY)  ## create .venv from requirements.lock
+setup: $(READY)  ## create .venv from requirements.lock
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
@@ -45,6 +42,13 @@ protos: $(READY)  ## regenerate samix/mixer/v1 from protos/
 
 bench: $(READY)  ## how much of a mixer's speed arrives through the server; ARGS=--full for 224 px as well
 	$(BIN)/python -m benchmarks.server $(ARGS)
+
+bench-steps: $(READY)  ## what a training step costs with each way of mixing; ARGS="--policies all"
+	$(BIN)/python -m benchmarks.steps $(ARGS)
+
+PHOTOS ?= ../shared/data/imagenet-like/native/*-train-*.tar
+bench-input: $(READY)  ## training images a core loads, beside webdataset; PHOTOS='photos-*.tar' names the shards
+	$(BIN)/python -m benchmarks.input --shards '$(PHOTOS)' $(ARGS)
 
 up: $(READY)  ## start a mixer server in the background with the mixers of this repository; ARGS="--grpc-port 9001"
 	@deploy/local-server.sh up $(ARGS)

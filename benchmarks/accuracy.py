@@ -23,7 +23,6 @@ from trainer.children import Child, start_child, unwind_on_signals
 from trainer.methods.online import ARTEFACT
 from trainer.provenance import software
 from trainer.report import write_summary
-from trainer.state import CHECKPOINT
 
 _RUN_LIMIT_S = 4 * 3600.0
 _POLL_S = 0.5
@@ -185,8 +184,7 @@ def _start(config: AccuracyConfig, run: Run, runs: Sequence[Run]) -> Iterator[_U
     run.folder.mkdir(parents=True, exist_ok=True)
     flags = _flags(config, run, runs)
     (run.folder / _FLAGS).write_text(json.dumps(flags))
-    resume = ["--resume"] if (run.folder / CHECKPOINT).exists() else []
-    args = ["train", *flags, "--out", str(run.folder), *resume]
+    args = ["train", *flags, "--out", str(run.folder), "--resume", "auto"]
     with start_child("samix", args, run.folder / "run.log") as child:
         yield _UnderWay(run, child)
 

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.step_works import SGD, TOTAL_STEPS, Subject, Work
+from benchmarks.step_works import LENGTH, SGD, Subject, Work
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float
 from samix.mixing.mixer_losses import eta_balanced_loss, mask_loss
 from samix.mixing.online_config import draw_step_plans
@@ -58,8 +58,8 @@ class OnlineParts:
             logits=logits,
             mixed=compose(images, subject.batch.labels, plan, logits, method.online.spec.rendering),
             optimisers=(
-                build_optimiser(SGD, method.classifier.parameters()),
-                build_optimiser(config.mixer_optimiser, method.online.block.parameters()),
+                build_optimiser(SGD, method.classifier),
+                build_optimiser(config.mixer_optimiser, method.online.block),
             ),
         )
 
@@ -120,7 +120,7 @@ class OnlineParts:
         """Let the momentum copy follow."""
         method = self.subject.co_training
         method.online.block.project()
-        method.online.follow(method.classifier, step=0, total_steps=TOTAL_STEPS)
+        method.online.follow(method.classifier, step=0, total_steps=LENGTH.total_steps)
 
     def _size(self) -> tuple[int, int]:
         return self.images.shape[2], self.images.shape[3]

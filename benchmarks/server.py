@@ -5,35 +5,31 @@ the ratio, not the images/s, between machines and days.
 """
 
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.machine import Cores, choose_cores, describe_machine, on_core
+from benchmarks.figures import check_output, describe, headline, prepare_output, publish
+from benchmarks.machine import Cores, choose_cores, on_core
 from benchmarks.paths import DEPTH, Case, Sample, measure_bare, measure_served
 from benchmarks.server_report import Samples, summarise, table
+from benchmarks.serving import serving
 from samix.client.config import ClientConfig
 from samix.client.remote import RemoteMixer, connect
 from samix.errors import ConfigError
-from samix.mixing.artefact import load_mixer, save_artefact
+from samix.mixing.artefact import load_mixer
 from samix.mixing.frozen import random_mixer
 from samix.mixing.presets import resnet18_spec, tiny_spec
 from services.cli import program
 from services.config import parse_config
 from services.malloc import tune_malloc
-from trainer.children import start_child, unwind_on_signals
-from trainer.provenance import software
-from trainer.report import write_summary
+from trainer.children import unwind_on_signals
 
+_PACKAGES = ("grpcio",)
 _SHIPPED = Path(__file__).parents[1] / "mixers/samix-digits-r10.safetensors"
-_READY_S = 120.0
 _CLIENT = ClientConfig(deadline_s=60.0)  # a pass of 64 large pictures takes seconds on one core
 _HOW_TO_READ = f"""\
 bare         mask_logits on uint8 images in this process, on the server's core
@@ -61,10 +57,7 @@ class BenchServerConfig:
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 600:
             raise ConfigError(f"seconds must be above 0 and at most 600, got {self.seconds}")
-        if not 1 <= self.rounds <= 99:
-            raise ConfigError(f"rounds must lie in 1..99, got {self.rounds}")
-        if self.json.suffix != ".json" or self.json.is_dir():
-            raise ConfigError(f"json must name a file that ends in .json, got {str(self.json)!r}")
+        check_output(self.rounds, self.json)
 
 
 @program
@@ -74,26 +67,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     unwind_on_signals()
     tune_malloc()
     torch.set_num_threads(1)
-    config.json.parent.mkdir(parents=True, exist_ok=True)
-    config.json.unlink(missing_ok=True)  # so that a failed run leaves no figures of an older one
+    prepare_output(config.json)
     report = _run(config)
-    write_summary(config.json, report)
-    print(f"\n{table(report['cases'])}\n\n{_HOW_TO_READ}\nwritten to {config.json}")
+    publish(config.json, report, table(report["cases"]), _HOW_TO_READ)
 
 
 def _run(config: BenchServerConfig) -> dict[str, Any]:
     cores = choose_cores()
-    about = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
-        "versions": {**software(), "grpcio": version("grpcio")},
-        "pinned": {"client": cores.client, "server": cores.server},
-        "settings": {"seconds": config.seconds, "rounds": config.rounds, "depth": DEPTH},
-    }
-    print(_headline(about), flush=True)
+    settings = {"seconds": config.seconds, "rounds": config.rounds, "depth": DEPTH}
+    about = describe(pinned=asdict(cores), settings=settings, packages=_PACKAGES)
+    print(headline(about, _describe_cores(cores), _PACKAGES), flush=True)
     cases = _cases(full=config.full)
-    with on_core(cores.client), _serve(cases, cores, config.json.with_suffix(".log")) as targets:
-        samples = _measure(config, cases, cores, targets)
+    mixers = [case.mixer for case in cases]
+    with on_core(cores.client), serving(mixers, cores.server, config.json.with_suffix(".log")) as served:
+        samples = _measure(config, cases, cores, served.targets)
     return {**about, "cases": [summarise(case, taken) for case, taken in zip(cases, samples, strict=True)]}
 
 
@@ -105,24 +92,6 @@ def _cases(*, full: bool) -> list[Case]:
     if full:
         cases.append(Case(mixer=random_mixer(resnet18_spec(), seed=0, name="random-r18"), batch_size=16))
     return cases
-
-
-@contextmanager
-def _serve(cases: Sequence[Case], cores: Cores, log: Path) -> Iterator[dict[str, str]]:
-    """Host the mixers of all cases in a process of its own; yields its targets by path."""
-    print(f"starting a server with {', '.join(case.mixer.name for case in cases)} (log: {log})", flush=True)
-    with tempfile.TemporaryDirectory(prefix="samix-bench-") as name, ExitStack() as running:
-        folder = Path(name)
-        for case in cases:
-            save_artefact(folder / f"{case.mixer.name}.safetensors", case.mixer, {"data": "none"})
-        socket = folder / "mixer.sock"
-        ports = [part for port in ("grpc", "http", "metrics") for part in (f"--{port}-port", "0")]
-        args = ["serve", "--mixers", name, "--device", "cpu", "--num-threads", "1", "--unix-socket", str(socket)]
-        with on_core(cores.server):  # a child stays on the core it was started on
-            server = running.enter_context(start_child("samix", [*args, *ports], log))
-        line = server.wait_for_line("ready ", _READY_S)
-        addresses = dict(part.split("=", 1) for part in line.split()[1:])
-        yield {"tcp": addresses["grpc"], "unix": f"unix://{socket}"}
 
 
 def _measure(config: BenchServerConfig, cases: Sequence[Case], cores: Cores, targets: dict[str, str]) -> list[Samples]:
@@ -146,18 +115,12 @@ def _shown(path: str, sample: Sample) -> Sample:
     return sample
 
 
-def _headline(about: dict[str, Any]) -> str:
-    machine, versions, pinned = about["machine"], about["versions"], about["pinned"]
-    if pinned["client"] is None:
-        cores = "not bound to cores: this system cannot"
-    elif pinned["client"] == pinned["server"]:
-        cores = f"client and server share core {pinned['client']}, the only one: ratios are too low"
-    else:
-        cores = f"client on core {pinned['client']}, server on core {pinned['server']}"
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']}; {cores}\n"
-        f"commit {versions['commit']}, torch {versions['torch']}, grpcio {versions['grpcio']}, {about['date']}"
-    )
+def _describe_cores(cores: Cores) -> str:
+    if cores.client is None:
+        return "not bound to cores: this system cannot"
+    if cores.client == cores.server:
+        return f"client and server share core {cores.client}, the only one: ratios are too low"
+    return f"client on core {cores.client}, server on core {cores.server}"
 
 
 if __name__ == "__main__":

@@ -26,9 +26,10 @@ from trainer.methods.objective import ObjectiveConfig
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.model import ModelConfig, build_classifier
-from trainer.optimise import OptimiserConfig, Update
+from trainer.optimise import OptimiserConfig, RunLength
 from trainer.planning import Planning
 from trainer.prefetch import Prepared
+from trainer.update import Update
 
 Work = Callable[[], object]
 """Something to time; it may be done any number of times."""
@@ -41,7 +42,7 @@ SAMIX_P_MIX = "SAMix^P mix"
 
 SGD = OptimiserConfig(lr=0.01)
 """Of the classifier; slow, because it learns noise and its loss must stay finite."""
-TOTAL_STEPS = 10_000
+LENGTH = RunLength(steps_per_epoch=10_000, epochs=1)
 """Of the run that the steps are taken from; only schedules see it."""
 
 
@@ -94,7 +95,7 @@ class Subject:
         return cls(
             batch=_noise(setting),
             co_training=CoTraining.build(
-                classifier, spec, config, ObjectiveConfig(), seed=0, total_steps=TOTAL_STEPS
+                classifier, spec, config, ObjectiveConfig(), seed=0, total_steps=LENGTH.total_steps
             ).train(),
             config=config,
             frozen=random_mixer(spec, seed=0, name="bench"),
@@ -110,12 +111,13 @@ def whole_steps(subject: Subject, policies: tuple[PolicyName, ...]) -> dict[str,
     classifier = subject.co_training.classifier
     mixers: Mapping[str, Mixer] = {name: _policy(name, subject) for name in policies} | {SAMIX_P: subject.frozen}
     mixed = ClassifyMixed(classifier, ObjectiveConfig())
-    update = Update.of([(SGD, classifier.parameters())], TOTAL_STEPS)
+    update = Update.of([(SGD, classifier)], LENGTH)
     works = {name: _stepping(mixed, update, _mixed(mixer, subject.batch)) for name, mixer in mixers.items()}
     for name, clean_weight in ((ONLINE, 0.0), (ONLINE_CLEAN, 1.0)):
         objective = ObjectiveConfig(clean_weight=clean_weight)
-        method = CoTraining(classifier, subject.co_training.online, objective, TOTAL_STEPS)
-        works[name] = _stepping(method, method.build_update(SGD, subject.config.mixer_optimiser), _planned(subject))
+        method = CoTraining(classifier, subject.co_training.online, objective, LENGTH.total_steps)
+        update = Update.of(method.parts(SGD, subject.config.mixer_optimiser), LENGTH)
+        works[name] = _stepping(method, update, _planned(subject))
     return works
 
 
@@ -147,7 +149,7 @@ def _policy(name: PolicyName, subject: Subject) -> HandCraftedMixer:
 
 
 def _stepping(method: Method, update: Update, items: Iterator[Item]) -> Work:
-    steps = train_epoch(method, method, items, update, TrainerMetrics(rank=0))
+    steps = train_epoch(method, method, items, update, TrainerMetrics(rank=0), seeds=int)
     return lambda: next(steps)
 
 
@@ -158,6 +160,6 @@ def _mixed(mixer: Mixer, batch: Batch) -> Iterator[Prepared]:
 
 def _planned(subject: Subject) -> Iterator[Item]:
     planning = Planning(
-        config=subject.config, run_seed=0, rank=0, steps_per_epoch=TOTAL_STEPS, device=torch.device("cpu")
+        config=subject.config, run_seed=0, rank=0, steps_per_epoch=LENGTH.total_steps, device=torch.device("cpu")
     )
     return planning.epoch(0, itertools.repeat(subject.batch))

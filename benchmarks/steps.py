@@ -8,13 +8,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
-from benchmarks.machine import choose_cores, describe_machine, on_core
+from benchmarks.figures import check_output, describe, headline, prepare_output, publish
+from benchmarks.machine import choose_cores, on_core
 from benchmarks.online_parts import OnlineParts
 from benchmarks.step_works import (
     ENCODER,
@@ -29,13 +29,10 @@ from benchmarks.step_works import (
     whole_steps,
 )
 from benchmarks.steps_report import Section, summarise, table
-from samix.errors import ConfigError
 from samix.mixing.policies import PolicyName
 from services.cli import program
 from services.config import parse_config
 from services.malloc import tune_malloc
-from trainer.provenance import software
-from trainer.report import write_summary
 
 _USUAL: tuple[PolicyName, ...] = ("none", "mixup", "cutmix")
 _REFERENCE: PolicyName = "cutmix"
@@ -61,10 +58,7 @@ class BenchStepsConfig(Setting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 1 <= self.rounds <= 99:
-            raise ConfigError(f"rounds must lie in 1..99, got {self.rounds}")
-        if self.json.suffix != ".json" or self.json.is_dir():
-            raise ConfigError(f"json must name a file that ends in .json, got {str(self.json)!r}")
+        check_output(self.rounds, self.json)
 
 
 @program
@@ -73,23 +67,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse_config(BenchStepsConfig, "bench steps", argv)
     tune_malloc()
     torch.set_num_threads(1)
-    config.json.parent.mkdir(parents=True, exist_ok=True)
-    config.json.unlink(missing_ok=True)  # so that a failed run leaves no figures of an older one
+    prepare_output(config.json)
     report = _run(config)
-    write_summary(config.json, report)
-    print(f"\n{table(report['sections'])}\n\n{_HOW_TO_READ}\nwritten to {config.json}")
+    publish(config.json, report, table(report["sections"]), _HOW_TO_READ)
 
 
 def _run(config: BenchStepsConfig) -> dict[str, Any]:
     core = choose_cores().server
-    about = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
-        "versions": software(),
-        "pinned": core,
-        "settings": {**asdict(config), "json": str(config.json)},
-    }
-    print(_headline(about), flush=True)
+    about = describe(pinned=core, settings=asdict(config))
+    where = "not bound to a core: this system cannot" if core is None else f"on core {core}"
+    print(headline(about, f"one thread, {where}"), flush=True)
     with on_core(core):
         subject = Subject.build(config)
         steps = whole_steps(subject, get_args(PolicyName) if config.policies == "all" else _USUAL)
@@ -122,15 +109,6 @@ def _measure(works: Mapping[str, Work], rounds: int) -> dict[str, list[float]]:
             works[name]()
             taken[name].append(time.process_time() - started_s)
     return taken
-
-
-def _headline(about: Mapping[str, Any]) -> str:
-    machine, versions = about["machine"], about["versions"]
-    core = "not bound to a core: this system cannot" if about["pinned"] is None else f"on core {about['pinned']}"
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']}; one thread, {core}\n"
-        f"commit {versions['commit']}, torch {versions['torch']}, {about['date']}"
-    )
 
 
 if __name__ == "__main__":

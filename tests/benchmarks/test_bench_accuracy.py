@@ -1,6 +1,7 @@
 """`python -m benchmarks.accuracy`: runs every way once, keeps what is done, and tells what came out."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,7 +191,7 @@ def test_every_way_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture
 
     lost = out / "seed0" / "none"
     (lost / "summary.json").unlink()
-    (lost / "checkpoint.pt").unlink()
+    shutil.rmtree(lost / "checkpoints")
     assert not main(argv)
 
     output = capsys.readouterr().out

@@ -46,7 +46,12 @@ class Child:
         for line in self._lines(timeout_s):
             on_line(line)
         if self._process.returncode != 0:
-            raise ChildFailed(f"{self._what()} ended with status {self._process.returncode}{self._tail()}")
+            raise self._ended()
+
+    @property
+    def process_id(self) -> int:
+        """Of the process, and of the session it leads."""
+        return self._process.pid
 
     @property
     def has_ended(self) -> bool:
@@ -63,6 +68,15 @@ class Child:
             if line.startswith(start):
                 return line
         raise ChildFailed(f"{self._what()} ended without saying {start!r}{self._tail()}")
+
+    def check_running(self) -> None:
+        """Refuse that it ended.
+
+        Raises:
+            ChildFailed: with the end of its log.
+        """
+        if self.has_ended:
+            raise self._ended()
 
     def stop(self) -> int:
         """Ask it to end, insist after a while or when interrupted again, and return its status."""
@@ -96,6 +110,9 @@ class Child:
                 if time.monotonic() > deadline:
                     raise ChildFailed(f"{self._what()} took longer than {timeout_s:.0f} s{self._tail()}")
                 time.sleep(_POLL_S)
+
+    def _ended(self) -> ChildFailed:
+        return ChildFailed(f"{self._what()} ended with status {self._process.returncode}{self._tail()}")
 
     def _what(self) -> str:
         return f"`{self._log.stem}`"

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from samix.errors import ConfigError
 from services.logs import LogFormat
 from services.shards.config import DataConfig
+from trainer.checkpoint import CheckpointConfig
 from trainer.loop import Precision
 from trainer.methods.config import CoTrainingConfig
 from trainer.methods.objective import ObjectiveConfig
@@ -23,7 +25,7 @@ class TrainConfig:
     data: DataConfig
     """Images and how they are loaded."""
     out: Path = Path("runs/train")
-    """Folder for checkpoint, logs, curves and summary."""
+    """Folder for checkpoints, logs, curves and summary; on several machines a disk that they share."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The network."""
     mixing: MixingConfig = field(default_factory=MixingConfig)
@@ -35,11 +37,28 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """How weights are updated."""
     precision: Precision = "fp32"
-    """bf16 runs the networks under autocast; weights, losses and masks stay float32."""
+    """bf16 and fp16 run the networks under autocast; weights, losses and masks stay float32."""
+    accumulate: int = 1
+    """Parts in which a rank goes through its share of the global batch, for GPUs that it does not fit into; each part
+    is mixed in itself, and batch norm sees one at a time."""
+    ema_decay: float = 0.0
+    """Share of the moving average of the weights that stays at each step, such as 0.9999; the average is then what is
+    evaluated. 0 keeps none."""
+    sync_bn: bool = False
+    """Let batch norm see the batches of all ranks; on GPUs only."""
+    compile: bool = False
+    """Compile the network by torch.compile: minutes at the start, then faster on GPUs."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     """The page for Prometheus."""
-    resume: bool = False
-    """Go on after the last epoch that was saved in --out, with the same recipe and flags."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When the state is saved."""
+    resume: Literal["no", "yes", "auto"] = "no"
+    """`yes` goes on from the newest checkpoint in --out, with the same recipe and flags, on any number of ranks; `auto`
+    does so where there is one, and else starts. Ranks that torchrun restarts always go on."""
+    overwrite: bool = False
+    """Start anew in a folder that holds checkpoints of an earlier run, and delete them."""
+    eval: Path | None = None
+    """Train nothing: evaluate this checkpoint on --data.val and write evaluation.json, a table and a picture."""
     epochs: int = 10
     """Times the training set is seen."""
     seed: int = 0
@@ -50,9 +69,22 @@ class TrainConfig:
     """Steps from one log line to the next."""
     log_format: LogFormat = "text"
     """Of the log on stderr."""
+    tensorboard: bool = False
+    """Write what log.jsonl holds for TensorBoard too."""
+    trace_samples: bool = False
+    """Note the samples of each step in samples-rank*.jsonl."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.log_every < 1:
-            raise ConfigError(f"epochs and log_every must be at least 1, got {self.epochs} and {self.log_every}")
+        for name in ("epochs", "log_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}; 0 keeps no average")
+        if self.overwrite and self.resume != "no":
+            raise ConfigError(f"--overwrite starts anew and --resume {self.resume} goes on; give one of them")
+        if self.eval is not None and self.resume != "no":
+            raise ConfigError(
+                f"--eval trains nothing, so there is nothing to go on with; leave out --resume {self.resume}"
+            )

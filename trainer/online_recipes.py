@@ -8,98 +8,43 @@ paper; both take them from the reference.
 
 from dataclasses import replace
 
-import tyro
-
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.block import BlockSpec
-from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, RESNET18, RESNET18_CIFAR, RESNET50
+from samix.mixing.presets import RESNET18, RESNET50
 from samix.mixing.schedules import MaskSchedule
-from services.shards.config import DataConfig
 from trainer.config import TrainConfig
 from trainer.methods.config import CoTrainingConfig
 from trainer.methods.objective import ObjectiveConfig
 from trainer.mixing import MixingConfig
-from trainer.model import ModelConfig
 from trainer.optimise import OptimiserConfig
+from trainer.published_recipes import CIFAR100, CUB, TINY_IMAGENET, imagenet
 
-_ONLINE = MixingConfig(policy="online")
+
+def _online(config: TrainConfig, online: CoTrainingConfig, mixers: OptimiserConfig, *, min_lr: float) -> TrainConfig:
+    """Let a recipe train its mixer; rates that stay high to the end keep the momentum copy moving."""
+    return replace(
+        config,
+        mixing=MixingConfig(policy="online"),
+        online=replace(online, mixer_optimiser=mixers),
+        optimiser=replace(config.optimiser, min_lr=min_lr),
+    )
 
 
 def _cifar100(online: CoTrainingConfig) -> TrainConfig:
-    return TrainConfig(
-        data=DataConfig(train=tyro.MISSING, val=tyro.MISSING, num_classes=100, global_batch=100),
-        model=ModelConfig(backbone=RESNET18_CIFAR, mean=CIFAR_MEAN, std=CIFAR_STD),
-        mixing=_ONLINE,
-        online=replace(online, mixer_optimiser=OptimiserConfig(lr=0.1, min_lr=0.05)),
-        # Deliberately high to the end: the momentum copy must go on moving.
-        optimiser=OptimiserConfig(lr=0.1, min_lr=0.05),
-        epochs=400,
-        log_every=100,
-    )
+    return _online(CIFAR100, online, OptimiserConfig(lr=0.1, min_lr=0.05), min_lr=0.05)
 
 
 def _tiny_imagenet(online: CoTrainingConfig) -> TrainConfig:
-    return TrainConfig(
-        data=DataConfig(
-            train=tyro.MISSING,
-            val=tyro.MISSING,
-            num_classes=200,
-            image_size=64,
-            global_batch=100,
-            augment="resized_crop",
-        ),
-        model=ModelConfig(backbone=RESNET18_CIFAR),
-        mixing=_ONLINE,
-        online=replace(online, mixer_optimiser=OptimiserConfig(lr=0.1, min_lr=0.001)),
-        optimiser=OptimiserConfig(lr=0.2, min_lr=0.05),
-        epochs=400,
-        log_every=100,
-    )
+    return _online(TINY_IMAGENET, online, OptimiserConfig(lr=0.1, min_lr=0.001), min_lr=0.05)
 
 
 def _imagenet(backbone: BackboneSpec, online: CoTrainingConfig) -> TrainConfig:
-    return TrainConfig(
-        data=DataConfig(
-            train=tyro.MISSING,
-            val=tyro.MISSING,
-            num_classes=1000,
-            image_size=224,
-            global_batch=256,
-            augment="resized_crop",
-            eval_resize=256,
-            num_workers=8,
-        ),
-        model=ModelConfig(backbone=backbone),
-        mixing=_ONLINE,
-        online=replace(online, mixer_optimiser=OptimiserConfig(lr=0.1, min_lr=0.001, momentum=0.0)),
-        epochs=100,
-        log_every=100,
-    )
+    return _online(imagenet(backbone), online, OptimiserConfig(lr=0.1, min_lr=0.001, momentum=0.0), min_lr=0.0)
 
 
 def _cub(online: CoTrainingConfig) -> TrainConfig:
-    return TrainConfig(
-        data=DataConfig(
-            train=tyro.MISSING,
-            val=tyro.MISSING,
-            num_classes=200,
-            image_size=224,
-            global_batch=16,
-            augment="resized_crop",
-            crop_scale=(0.5, 1.0),
-            eval_resize=256,
-        ),
-        model=ModelConfig(backbone=RESNET18, weights=tyro.MISSING),
-        mixing=_ONLINE,
-        online=replace(
-            online,
-            no_fixed_points=True,
-            mixer_optimiser=OptimiserConfig(lr=0.01, min_lr=0.0005, weight_decay=5e-4),
-        ),
-        optimiser=OptimiserConfig(lr=0.001, weight_decay=5e-4),
-        epochs=200,
-        log_every=100,
-    )
+    mixers = OptimiserConfig(lr=0.01, min_lr=0.0005, weight_decay=5e-4)
+    return _online(CUB, replace(online, no_fixed_points=True), mixers, min_lr=0.0)
 
 
 _SAMIX = CoTrainingConfig()
@@ -156,7 +101,7 @@ _RECIPES: dict[str, tuple[str, TrainConfig, MaskSchedule]] = {
     ),
 }
 
-PUBLISHED_RECIPES: dict[str, tuple[str, TrainConfig]] = {
+ONLINE_RECIPES: dict[str, tuple[str, TrainConfig]] = {
     name: recipe
     for plain, (text, config, schedule) in _RECIPES.items()
     for name, recipe in (

@@ -1,13 +1,12 @@
-"""Optimisers with a warm-up and a cosine, per step."""
+"""Optimisers and their learning rates, from a config: a warm-up, then half a cosine, per step."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch import nn
 
 from samix.errors import ConfigError
 
@@ -16,7 +15,7 @@ from samix.errors import ConfigError
 class OptimiserConfig:
     """How weights are updated."""
 
-    kind: Literal["sgd", "adamw"] = "sgd"
+    kind: Literal["sgd", "adamw", "lamb"] = "sgd"
     """Which optimiser."""
     lr: float = 0.1
     """Learning rate at its highest, for the global batch as configured."""
@@ -25,86 +24,74 @@ class OptimiserConfig:
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 1e-4
-    """On every parameter, as in the published CIFAR and ImageNet runs."""
-    warmup_steps: int = 0
-    """Steps over which the learning rate rises in a straight line."""
+    """On every parameter, as in the published CIFAR and ImageNet runs, unless --...no-decay-all."""
+    decay_all: bool = True
+    """Decay norms, biases and the embeddings a network excepts, too; recipes with AdamW and LAMB do not."""
+    clip_norm: float = 0.0
+    """Longest the gradient may be, as one vector over all parameters; longer ones are shortened to it. 0 never does."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises in a straight line."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_lr <= self.lr < math.inf:
             raise ConfigError(f"optimiser.min_lr must lie between 0 and lr, got {self.min_lr} and {self.lr}")
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"optimiser.momentum must be at least 0 and below 1, got {self.momentum}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"optimiser.weight_decay must be at least 0, got {self.weight_decay}")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"optimiser.warmup_steps must be at least 0, got {self.warmup_steps}")
+        for name in ("weight_decay", "clip_norm", "warmup_epochs"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"optimiser.{name} must be at least 0, got {getattr(self, name)}")
 
 
-class Update:
-    """Optimisers that step together, each with its schedule. The first is the classifier's."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunLength:
+    """How long a run is, in optimiser steps."""
 
-    def __init__(self, optimisers: Sequence[torch.optim.Optimizer], schedules: Sequence[LambdaLR]) -> None:
-        self._optimisers = optimisers
-        self._schedules = schedules
-
-    @classmethod
-    def of(cls, groups: Iterable[tuple[OptimiserConfig, Iterable[nn.Parameter]]], total_steps: int) -> "Update":
-        """Make an optimiser for each group of parameters."""
-        pairs = [(config, build_optimiser(config, parameters)) for config, parameters in groups]
-        schedules = [build_schedule(config, optimiser, total_steps) for config, optimiser in pairs]
-        return cls([optimiser for _, optimiser in pairs], schedules)
+    steps_per_epoch: int
+    """Of one epoch."""
+    epochs: int
+    """Times the training set is seen."""
 
     @property
-    def lr(self) -> float:
-        """Learning rate of the classifier at the next step."""
-        return float(self._schedules[0].get_last_lr()[0])
-
-    def apply(self, loss: Tensor) -> None:
-        """Do one backward and one step of everything."""
-        for optimiser in self._optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimiser, schedule in zip(self._optimisers, self._schedules, strict=True):
-            optimiser.step()
-            schedule.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what `load_state_dict` takes up again."""
-        return {
-            "kinds": self._kinds(),
-            "optimisers": [optimiser.state_dict() for optimiser in self._optimisers],
-            "schedules": [schedule.state_dict() for schedule in self._schedules],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the state of an earlier run.
-
-        Raises:
-            ValueError: if it has other optimisers or parameters.
-        """
-        if state["kinds"] != self._kinds():  # torch would take it, and fail at the first step
-            raise ValueError(f"it was trained with {' and '.join(state['kinds'])}, not {' and '.join(self._kinds())}")
-        for mine, theirs in zip(self._optimisers, state["optimisers"], strict=True):
-            mine.load_state_dict(theirs)
-        for mine, theirs in zip(self._schedules, state["schedules"], strict=True):
-            mine.load_state_dict(theirs)
-
-    def _kinds(self) -> list[str]:
-        return [type(optimiser).__name__ for optimiser in self._optimisers]
+    def total_steps(self) -> int:
+        """Of the whole run."""
+        return self.steps_per_epoch * self.epochs
 
 
-def build_optimiser(config: OptimiserConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def build_optimiser(config: OptimiserConfig, module: nn.Module) -> torch.optim.Optimizer:
     """Make the optimiser of the parameters that learn."""
-    learned = [parameter for parameter in parameters if parameter.requires_grad]
-    if config.kind == "adamw":
-        return torch.optim.AdamW(learned, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(learned, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    groups = list(_groups(config, module))
+    match config.kind:
+        case "sgd":
+            return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=config.lr)
+        case "lamb":
+            from timm.optim.lamb import Lamb  # seconds to import, and only this recipe needs it
+
+            return Lamb(groups, lr=config.lr)
 
 
-def build_schedule(config: OptimiserConfig, optimiser: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
-    """Make the schedule; to be stepped once per training step."""
+def _groups(config: OptimiserConfig, module: nn.Module) -> Iterator[dict[str, Any]]:
+    learned = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    excepted = set() if config.decay_all else {*_excepted(module)}
+    for decay, names in ((config.weight_decay, learned.keys() - excepted), (0.0, learned.keys() & excepted)):
+        if names:
+            yield {"params": [learned[name] for name in learned if name in names], "weight_decay": decay}
+
+
+def _excepted(module: nn.Module) -> Iterator[str]:
+    """Name what is not to decay: vectors, which are norms and biases, and what a network of timm says by itself."""
+    yield from (name for name, parameter in module.named_parameters() if parameter.ndim <= 1)
+    for prefix, child in module.named_modules():
+        names = child.no_weight_decay() if hasattr(child, "no_weight_decay") else ()  # type: ignore[operator]
+        yield from (f"{prefix}.{name}" if prefix else name for name in names)
+
+
+def rate_at(config: OptimiserConfig, length: RunLength, step: int) -> float:
+    """Return the learning rate of a step, counted from 0: a line up, then half a cosine down to `min_lr`."""
     floor = config.min_lr / config.lr if config.lr else 0.0
-    return LambdaLR(optimiser, lambda step: cosine_share(step, total_steps, config.warmup_steps, floor))
+    warmup_steps = round(config.warmup_epochs * length.steps_per_epoch)
+    return config.lr * cosine_share(step, length.total_steps, warmup_steps, floor)
 
 
 def cosine_share(step: int, total_steps: int, warmup_steps: int, floor: float) -> float:

@@ -20,7 +20,7 @@ class Planned:
     labels: Tensor
     """int64 [B]."""
     plans: StepPlans
-    """Drawn from (run seed, epoch, step, rank)."""
+    """Drawn from (run seed, epoch, number of the batch, rank)."""
     step: int
     """Number of the step in the run, from 0."""
 
@@ -39,17 +39,19 @@ class Planning:
     rank: int
     """Of this process."""
     steps_per_epoch: int
-    """Batches of an epoch on every rank."""
+    """Steps of an epoch on every rank."""
+    micro_batches: int = 1
+    """Batches of one step."""
     device: torch.device
     """Where batches go."""
 
-    def epoch(self, epoch: int, batches: Iterable[Batch]) -> Iterator[Planned]:
+    def epoch(self, epoch: int, batches: Iterable[Batch], *, first_batch: int = 0) -> Iterator[Planned]:
         """Plan every batch of an epoch; see `BatchMixing`."""
-        for step, batch in enumerate(batches):
-            generator = generator_for(self.run_seed, epoch, step, self.rank)
+        for number, batch in enumerate(batches, start=first_batch):
+            generator = generator_for(self.run_seed, epoch, number, self.rank)
             yield Planned(
                 images=batch.images.to(self.device, non_blocking=True),
                 labels=batch.labels.to(self.device, non_blocking=True),
                 plans=draw_step_plans(len(batch), self.config, generator).to(self.device),
-                step=epoch * self.steps_per_epoch + step,
+                step=epoch * self.steps_per_epoch + number // self.micro_batches,
             )

@@ -2,11 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
-from statistics import fmean
-
-import torch
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 
 from samix.mixing.artefact import check_artefact_path
 from samix.mixing.plan import derive_seed
@@ -19,15 +16,18 @@ from services.shards.index import open_shards
 from services.shards.loader import TrainLoader, train_loader
 from services.shards.reader import count_classes
 from trainer.export import Origin, export_mixer, first_pictures
-from trainer.loop import train_epoch
+from trainer.loop import Step, Stepping, train_epoch
 from trainer.methods.config import needs_clean_head
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.model import build_classifier
-from trainer.optimise import Update
+from trainer.optimise import RunLength
 from trainer.planning import Planning
 from trainer.pretrain_config import PRETRAIN_RECIPES, PretrainConfig
-from trainer.report import RunLog, average_figures, follow
+from trainer.progress import follow
+from trainer.report import RunLog
+from trainer.tally import EpochTally
+from trainer.update import Update
 from trainer.world import World, choose_device
 
 log = logging.getLogger(__name__)
@@ -51,20 +51,26 @@ def pretrain(recipe: str, config: PretrainConfig) -> None:
     """
     check_artefact_path(config.out)
     world = World(rank=0, local_rank=0, size=1, device=choose_device(config.device))
-    num_classes = config.num_classes or count_classes(open_shards(config.data))
+    num_classes = config.num_classes or count_classes(
+        open_shards(config.data, cache=config.loading.shard_cache(), index=config.loading.index)
+    )
     data = DataConfig(**asdict(config.loading), train=config.data, val=config.data, num_classes=num_classes)
     with train_loader(data, seed=config.seed) as loader:
-        method = _co_training(config, num_classes, config.epochs * loader.steps_per_epoch).to(world.device)
-        update = method.build_update(config.optimiser, config.online.mixer_optimiser)
-        planning = Planning(
-            config=config.online,
-            run_seed=config.seed,
-            rank=0,
-            steps_per_epoch=loader.steps_per_epoch,
-            device=world.device,
+        length = RunLength(steps_per_epoch=loader.steps_per_epoch, epochs=config.epochs)
+        method = _co_training(config, num_classes, length.total_steps).to(world.device)
+        parts = method.parts(config.optimiser, config.online.mixer_optimiser)
+        scales_loss = config.precision == "fp16"
+        pretraining = _Pretraining(
+            config=config,
+            world=world,
+            loader=loader,
+            method=method,
+            update=Update.of(parts, length, device=world.device.type, scales_loss=scales_loss),
+            metrics=TrainerMetrics(0),
+            run_log=RunLog(config.out.parent, is_writer=False),
         )
         for epoch in range(config.epochs):
-            _epoch(config, method, update, planning, loader, epoch, world)
+            pretraining.do_epoch(epoch)
         pictures = first_pictures(loader)
     write_resolved(config, config.out.with_suffix(".config.json"))
     origin = Origin(recipe=recipe, data=config.data, epochs=config.epochs, seed=config.seed)
@@ -80,39 +86,62 @@ def _co_training(config: PretrainConfig, num_classes: int, total_steps: int) -> 
     )
 
 
-def _epoch(
-    config: PretrainConfig,
-    method: CoTraining,
-    update: Update,
-    planning: Planning,
-    loader: TrainLoader,
-    epoch: int,
-    world: World,
-) -> None:
-    started = time.monotonic()
-    torch.manual_seed(derive_seed(config.seed, "dropout", epoch))  # dropout draws from torch's global generator
-    loader.set_epoch(epoch)
-    steps = train_epoch(
-        method, method, planning.epoch(epoch, loader), update, TrainerMetrics(0), precision=config.precision
-    )
-    shown = list(
-        follow(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pretraining:
+    """The parts of a run."""
+
+    config: PretrainConfig
+    world: World
+    loader: TrainLoader
+    method: CoTraining
+    update: Update
+    metrics: TrainerMetrics
+    run_log: RunLog
+
+    def do_epoch(self, epoch: int) -> None:
+        """Train for one epoch and log what came of it."""
+        started = time.monotonic()
+        tally = EpochTally()
+        for _ in self._steps(epoch, tally):
+            pass
+        figures = tally.whole.figure_averages()
+        row = {
+            "epoch": epoch + 1,
+            "of": self.config.epochs,
+            "loss": tally.whole.averages()["loss"],
+            **figures,
+            "gamma": round(self.method.online.block.gamma.item(), 3),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+        log.info("epoch", extra=row)
+        self.method.epoch_done(figures, progress=(epoch + 1) / self.config.epochs)
+
+    def _steps(self, epoch: int, tally: EpochTally) -> Iterator[Step]:
+        self.loader.set_epoch(epoch)
+        planning = Planning(
+            config=self.config.online,
+            run_seed=self.config.seed,
+            rank=0,
+            steps_per_epoch=self.loader.steps_per_epoch,
+            device=self.world.device,
+        )
+        steps = train_epoch(
+            self.method,
+            self.method,
+            planning.epoch(epoch, self.loader),
+            self.update,
+            self.metrics,
+            stepping=Stepping(precision=self.config.precision),
+            seeds=lambda step: derive_seed(self.config.seed, "dropout", epoch, step, 0),
+        )
+        return follow(
             steps,
             epoch=epoch,
-            total=loader.steps_per_epoch,
-            every=config.log_every,
-            run_log=RunLog(config.out.parent, is_writer=False),
-            world=world,
+            total=self.loader.steps_per_epoch,
+            every=self.config.log_every,
+            run_log=self.run_log,
+            world=self.world,
+            tally=tally,
+            metrics=self.metrics,
+            remaining_epochs=self.config.epochs - epoch - 1,
         )
-    )
-    figures = average_figures(shown)
-    row = {
-        "epoch": epoch + 1,
-        "of": config.epochs,
-        "loss": round(fmean(step.loss for step in shown), 4),
-        **figures,
-        "gamma": round(method.online.block.gamma.item(), 3),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    log.info("epoch", extra=row)
-    method.epoch_done(figures, progress=(epoch + 1) / config.epochs)

@@ -12,12 +12,13 @@ from typing import Any
 from samix.errors import ConfigError
 from services.cli import program
 from services.config import parse_config
-from services.shards.index import escape
 from services.shards.order import default_lanes
+from services.shards.patterns import escape
 from trainer.children import start_child, unwind_on_signals
+from trainer.pictures.curves import draw_comparison
 from trainer.provenance import software
 from trainer.recipes import RECIPES
-from trainer.report import draw_comparison, write_summary
+from trainer.report import write_summary
 
 _PHASES = 7
 _PHASE_LIMIT_S = 900.0
@@ -106,7 +107,7 @@ class Quickstart:
             launch = ["--standalone", "--nproc-per-node", str(self.config.ranks), "-m", "trainer", _RECIPE]
             data = ["--data.train", self._shards("train"), "--data.val", self._shards("test"), "--out", str(out)]
             run = ["--mixing.policy", policy, "--epochs", str(self.config.epochs)]
-            page = ["--metrics.port", "0", "--metrics.linger-s", "0"]
+            page = ["--metrics.port", "0", "--metrics.linger-s", "0", "--overwrite"]
             self._run(f"train_{policy}", "torch.distributed.run", [*launch, *data, *run, *page, *flags])
             return json.loads((out / "summary.json").read_text())
 

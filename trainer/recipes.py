@@ -9,6 +9,7 @@ from trainer.config import TrainConfig
 from trainer.methods.config import QUICK, QUICKEST
 from trainer.mixing import MixingConfig
 from trainer.model import ModelConfig
+from trainer.online_recipes import ONLINE_RECIPES
 from trainer.optimise import OptimiserConfig
 from trainer.published_recipes import PUBLISHED_RECIPES
 
@@ -88,4 +89,5 @@ RECIPES: dict[str, tuple[str, TrainConfig]] = {
     "small_cpu": ("Photographs at 64 px, ResNet-10 of half width, for a CPU.", _SMALL),
     "photo_cpu": ("Photographs at 224 px with ImageNet's augmentation, ResNet-18: one epoch on a CPU.", _PHOTO),
     **PUBLISHED_RECIPES,
+    **ONLINE_RECIPES,
 }

@@ -2,36 +2,50 @@
 
 import logging
 import threading
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
-import torch
+import torch.distributed as dist
 from prometheus_client import generate_latest
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from samix.errors import ConfigError
-from samix.mixing.plan import derive_seed
 from services.addresses import format_address
+from services.cli import ProgramFailed
 from services.config import write_resolved
 from services.metrics import serve_metrics
 from services.shards.loader import eval_loader, train_loader
+from services.signals import stop_on_signals
+from trainer.averaging import averaged_copy
+from trainer.checkpoint import CheckpointFolder
 from trainer.config import TrainConfig
-from trainer.evaluate import Accuracy, evaluate
+from trainer.discovery import announce_pages
+from trainer.epochs import evaluate_head, train_epochs
+from trainer.eval_program import evaluate_checkpoint
+from trainer.evaluate import Evaluation
 from trainer.export import Origin, first_pictures
-from trainer.loop import train_epoch
 from trainer.methods.build import build_method, open_batches
+from trainer.methods.method import Method
 from trainer.metrics import TrainerMetrics
-from trainer.report import RunLog, average_figures, draw_curves, follow, write_summary
-from trainer.state import Run, restore, save
-from trainer.summary import FALLBACKS, summarise
-from trainer.world import World, join_world
+from trainer.optimise import RunLength
+from trainer.pictures.curves import draw_curves
+from trainer.report import RunLog, write_summary
+from trainer.sample_trace import cut_traces
+from trainer.state import Place, Run, restore
+from trainer.stopping import StopVote
+from trainer.summary import summarise
+from trainer.tensorboard import tensorboard_sinks
+from trainer.world import World, join_world, was_restarted
 
 log = logging.getLogger(__name__)
+
+
+class RankLost(ProgramFailed):
+    """Another rank ended, and this one cannot go on without it."""
 
 
 def run(recipe: str, config: TrainConfig) -> None:
@@ -40,78 +54,138 @@ def run(recipe: str, config: TrainConfig) -> None:
     Raises:
         InputError: for whatever is wrong with config, data or mixer, before the first step wherever possible.
         BudgetSpent: if the mixer failed for too long.
+        RankLost: if another rank ended.
+        Stopped: after a signal.
     """
-    with join_world(config.device) as world:
-        _prepare_out(config.out, world)
+    with ExitStack() as signals, join_world(config.device) as world, _sharing_fate(world):
+        _prepare_out(config.out)
+        if config.eval is not None:
+            evaluate_checkpoint(recipe, config, config.eval, world)
+            return
+        checkpoint = _checkpoint_to_resume(config, world)
+        if world.is_main:
+            (config.out / "summary.json").unlink(missing_ok=True)  # whoever waits for it waits for this run's
         metrics = TrainerMetrics(world.rank)
         port = config.metrics.port and config.metrics.port + world.local_rank
         with closing(serve_metrics(metrics.registry, config.metrics.host, port)) as page:
             url = f"http://{format_address(config.metrics.host, page.port)}/metrics"
             log.info("metrics_page", extra={"rank": world.rank, "url": url})
-            with _open(config, world, metrics) as parts:
-                _train(recipe, parts)
-            _linger(config.metrics.linger_s, world)
+            with announce_pages(config.out, config.out.resolve().name, config.metrics, page.port, world):
+                with _open(recipe, config, world, metrics) as parts:
+                    _train(parts, checkpoint, signals)
+                _linger(config.metrics.linger_s, world)
 
 
-def _prepare_out(out: Path, world: World) -> None:
+@contextmanager
+def _sharing_fate(world: World) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        # Gloo raises plain RuntimeErrors, NCCL those of torch.distributed.
+        if world.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        reason = str(error).splitlines()[0].rpartition("] ")[2] or type(error).__name__
+        raise RankLost(f"rank {world.rank} lost another rank ({reason}); its own log says why it ended") from error
+
+
+def _prepare_out(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=out):
             pass
-        if world.is_main:
-            (out / "summary.json").unlink(missing_ok=True)  # whoever waits for it waits for this run's
     except OSError as error:
         raise ConfigError(f"cannot write to the folder {out} ({error.strerror}); choose another --out") from error
 
 
+def _checkpoint_to_resume(config: TrainConfig, world: World) -> Path | None:
+    """Find the checkpoint to go on from: the one rank 0 sees, lest another machine's view of the disk be older.
+
+    Raises:
+        ConfigError: if there is none and there must be, or there is one that nobody spoke of.
+    """
+    path: Path | None = world.gather(_folder(config).newest())[0]
+    if was_restarted():
+        return path
+    if path is None and config.resume == "yes":
+        raise ConfigError(f"{config.out} holds no checkpoint to go on from; check --out, or leave out --resume yes")
+    if path is not None and config.resume == "no" and not config.overwrite:
+        raise ConfigError(
+            f"{config.out} holds checkpoints of an earlier run; go on with it by --resume yes, start anew by "
+            "--overwrite, or choose another --out"
+        )
+    return None if config.overwrite else path
+
+
+def _folder(config: TrainConfig) -> CheckpointFolder:
+    return CheckpointFolder(config.out / "checkpoints", config.checkpoint.keep)
+
+
 @contextmanager
-def _open(config: TrainConfig, world: World, metrics: TrainerMetrics) -> Iterator[Run]:
+def _open(recipe: str, config: TrainConfig, world: World, metrics: TrainerMetrics) -> Iterator[Run]:
     pin = world.device.type == "cuda"
-    with (
-        train_loader(config.data, seed=config.seed, rank=world.rank, world_size=world.size, pin_memory=pin) as train,
-        eval_loader(config.data, rank=world.rank, world_size=world.size, pin_memory=pin) as val,
-    ):
-        total_steps = config.epochs * train.steps_per_epoch
-        method, update = build_method(config, total_steps=total_steps, device=world.device)
-        with open_batches(config, method, world, metrics, steps_per_epoch=train.steps_per_epoch) as batches:
-            yield Run(
-                config=config,
-                world=world,
-                metrics=metrics,
-                train=train,
-                val=val,
-                method=method,
-                update=update,
-                batches=batches,
-                run_log=RunLog(config.out, is_writer=world.is_main),
+    with ExitStack() as parts:
+        train = parts.enter_context(
+            train_loader(
+                config.data,
+                seed=config.seed,
+                rank=world.rank,
+                world_size=world.size,
+                pin_memory=pin,
+                micro_batches=config.accumulate,
             )
+        )
+        val = parts.enter_context(eval_loader(config.data, rank=world.rank, world_size=world.size, pin_memory=pin))
+        length = RunLength(steps_per_epoch=train.steps_per_epoch, epochs=config.epochs)
+        method, update = build_method(config, length, world.device)
+        batches = parts.enter_context(
+            open_batches(config, method, world, metrics, steps_per_epoch=train.steps_per_epoch)
+        )
+        sinks = tensorboard_sinks(config.tensorboard, config.out, world, steps_per_epoch=train.steps_per_epoch)
+        run_log = parts.enter_context(closing(RunLog(config.out, is_writer=world.is_main, sinks=sinks)))
+        yield Run(
+            recipe=recipe,
+            config=config,
+            world=world,
+            metrics=metrics,
+            train=train,
+            val=val,
+            method=method,
+            averaged=averaged_copy(method.classifier, config.ema_decay) if config.ema_decay else None,
+            update=update,
+            batches=batches,
+            run_log=run_log,
+            checkpoints=_folder(config),
+        )
 
 
-def _train(recipe: str, run: Run) -> None:
+def _train(run: Run, checkpoint: Path | None, signals: ExitStack) -> None:
     if run.world.is_main:
         write_resolved(run.config, run.config.out / "config.json")
-    first_epoch = restore(run) if run.config.resume else 0
-    network = _wrapped(run.method, run.world)
-    accuracy = None
-    for epoch in range(first_epoch, run.config.epochs):
-        accuracy = _epoch(run, network, epoch)
-    # A run that ended between its last checkpoint and its summary has no epoch left when it is resumed.
-    accuracy = accuracy or evaluate(run.method, run.val, run.world, run.method.classifier)
-    heads = {
-        name: accuracy if head is run.method.classifier else evaluate(run.method, run.val, run.world, head)
-        for name, head in run.method.further_heads().items()
-    }
-    summary = summarise(recipe, run, accuracy, heads)
-    page = run.config.out / f"metrics-rank{run.world.rank}.txt"
-    page.write_bytes(generate_latest(run.metrics.registry))
+    run.metrics.epochs.set(run.config.epochs)
+    place = _start_anew(run) if checkpoint is None else restore(run, checkpoint)
+    network = _prepared(run.method, run.config, run.world)
+    # Caught until a run that failed has unwound: torchrun sends SIGTERM to ranks that lost another one, and they would
+    # die of it before they said why, while workers of their loaders end.
+    request = signals.enter_context(stop_on_signals())
+    evaluation = train_epochs(run, network, place, StopVote(request, run.world))
+    signals.close()
+    _finish(run, evaluation)
+
+
+def _start_anew(run: Run) -> Place:
     if run.world.is_main:
-        summary |= run.method.export(run.config.out, _origin(recipe, run.config), first_pictures(run.val))
-        draw_curves(run.config.out / "curves.png", run.run_log, f"{recipe}, mixing: {run.config.mixing.policy}")
-        write_summary(run.config.out / "summary.json", summary)
-        log.info("done", extra={key: summary[key] for key in ("top1", "steps", "images", "fallbacks", "seconds")})
+        run.checkpoints.clear()
+        cut_traces(run.config.out, epoch=0, step=0)
+    return Place()
 
 
-def _wrapped(method: nn.Module, world: World) -> nn.Module:
+def _prepared(method: Method, config: TrainConfig, world: World) -> nn.Module:
+    if config.sync_bn and world.size > 1:
+        if world.device.type != "cuda":
+            raise ConfigError("--sync-bn needs GPUs: torch synchronises batch norm on CUDA only; leave it out")
+        nn.SyncBatchNorm.convert_sync_batchnorm(method.classifier)
+    if config.compile:
+        method.classifier.backbone.compile()
     if world.size == 1:
         return method
     # Of 1x1 convolutions in channels_last, whose strides are ambiguous but whose bytes lie in the same order.
@@ -119,58 +193,21 @@ def _wrapped(method: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(method, device_ids=[world.device] if world.device.type == "cuda" else None)
 
 
-def _epoch(run: Run, network: nn.Module, epoch: int) -> Accuracy:
-    started = time.monotonic()
-    waited_s, fallen_back = run.metrics.waited_s, run.metrics.value(FALLBACKS)
-    # Dropout alone draws from torch's global generator: from here each epoch draws the same, also after a resume.
-    torch.manual_seed(derive_seed(run.config.seed, "dropout", epoch, run.world.rank))
-    run.train.set_epoch(epoch)
-    steps = train_epoch(
-        network,
-        run.method,
-        run.batches.epoch(epoch, run.train),
-        run.update,
-        run.metrics,
-        precision=run.config.precision,
-    )
-    shown = list(
-        follow(
-            steps,
-            epoch=epoch,
-            total=run.train.steps_per_epoch,
-            every=run.config.log_every,
-            run_log=run.run_log,
-            world=run.world,
-        )
-    )
-    seconds = time.monotonic() - started
-    wait_shares = run.world.gather((run.metrics.waited_s - waited_s) / seconds)
-    fallbacks = torch.tensor(round(run.metrics.value(FALLBACKS) - fallen_back))
-    run.world.share_buffers(run.method)  # each rank's last step left its own; evaluated is what rank 0 saves
-    accuracy = evaluate(run.method, run.val, run.world, run.method.classifier)
-    figures = average_figures(shown)
-    row = {
-        "epoch": epoch + 1,
-        "loss": round(sum(step.loss for step in shown) / len(shown), 4),
-        "top1": round(accuracy.top1, 5),
-        "top5": round(accuracy.top5, 5),
-        "images_per_s": round(len(shown) * run.config.data.global_batch / seconds, 1),
-        "wait_share": round(max(wait_shares), 4),  # the slowest rank holds up all
-        "fallbacks": int(run.world.total(fallbacks)),
-        **figures,
+def _finish(run: Run, evaluation: Evaluation) -> None:
+    heads = {
+        name: evaluation if head is run.evaluated else evaluate_head(run, head)
+        for name, head in run.method.further_heads().items()
     }
-    run.run_log.write("epoch", **row)
-    run.metrics.epoch.set(epoch + 1)
-    run.metrics.accuracy.set(accuracy.top1)
+    summary = summarise(run, evaluation, heads)
+    page = run.config.out / f"metrics-rank{run.world.rank}.txt"
+    page.write_bytes(generate_latest(run.metrics.registry))
     if run.world.is_main:
-        log.info("epoch", extra={**row, "of": run.config.epochs})
-        run.method.epoch_done(figures, progress=(epoch + 1) / run.config.epochs)
-        save(run, epoch)
-    return accuracy
-
-
-def _origin(recipe: str, config: TrainConfig) -> Origin:
-    return Origin(recipe=recipe, data=config.data.train, epochs=config.epochs, seed=config.seed)
+        config = run.config
+        origin = Origin(recipe=run.recipe, data=config.data.train, epochs=config.epochs, seed=config.seed)
+        summary |= run.method.export(config.out, origin, first_pictures(run.val))
+        draw_curves(config.out / "curves.png", run.run_log, f"{run.recipe}, mixing: {config.mixing.policy}")
+        write_summary(config.out / "summary.json", summary)
+        log.info("done", extra={key: summary[key] for key in ("top1", "steps", "images", "fallbacks", "seconds")})
 
 
 def _linger(seconds: float, world: World) -> None:

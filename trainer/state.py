@@ -1,29 +1,44 @@
 """What one rank's run is made of, and how its state goes to a checkpoint and comes back."""
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from samix.errors import ConfigError
 from services.shards.loader import EvalLoader, TrainLoader
-from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint import CheckpointFolder, load_checkpoint
 from trainer.config import TrainConfig
 from trainer.methods.method import Method
 from trainer.metrics import TrainerMetrics
-from trainer.optimise import Update
 from trainer.prefetch import BatchMixing
 from trainer.report import RunLog
+from trainer.sample_trace import cut_traces
+from trainer.tally import EpochTally
+from trainer.update import Update
 from trainer.world import World
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT = "checkpoint.pt"
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a run stands."""
+
+    epoch: int = 0
+    """Epochs that are done, evaluation included."""
+    step: int = 0
+    """Steps done in the next one; all of them where only its evaluation is missing."""
+    tally: EpochTally = field(default_factory=EpochTally)
+    """Of those steps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
     """The parts of one rank's run."""
 
+    recipe: str
     config: TrainConfig
     world: World
     metrics: TrainerMetrics
@@ -31,44 +46,77 @@ class Run:
     val: EvalLoader
     method: Method
     """What is trained; a wrapper for DDP may stand around it."""
+    averaged: Any
+    """timm's moving average of the classifier, or None."""
     update: Update
     batches: BatchMixing[Any]
     """Prepares what the method takes."""
     run_log: RunLog
+    checkpoints: CheckpointFolder
+
+    @property
+    def evaluated(self) -> Any:
+        """The classifier that is evaluated: the averaged one where there is one."""
+        return self.method.classifier if self.averaged is None else self.averaged.module
 
 
-def save(run: Run, epoch: int) -> None:
-    """Write the checkpoint that `restore` takes up after `epoch`, counted from 0."""
+def save(run: Run, place: Place) -> Path:
+    """Write the checkpoint that `restore` takes up again; rank 0 alone calls it."""
+    started = time.monotonic()
     state = {
-        "epoch": epoch + 1,
+        "epoch": place.epoch,
+        "step": place.step,
+        "tally": place.tally.state_dict(),
+        "recipe": run.recipe,
         "seed": run.config.seed,
+        "order": run.train.fingerprint,
         "model": run.method.classifier.state_dict(),
+        "averaged": None if run.averaged is None else run.averaged.module.state_dict(),
         "method": run.method.further_state(),
         "update": run.update.state_dict(),
     }
-    save_checkpoint(run.config.out / CHECKPOINT, state)
+    path = run.checkpoints.save(state, epoch=place.epoch, step=place.step)
+    run.metrics.checkpoint_saved(time.monotonic() - started)
+    return path
 
 
-def restore(run: Run) -> int:
-    """Take up the state of the last saved epoch; returns the number of epochs that are done, which may be all.
+def restore(run: Run, path: Path) -> Place:
+    """Take up a saved state; every rank calls it.
 
     Raises:
-        ConfigError: if there is no checkpoint, or it is not of this run.
+        ConfigError: if the checkpoint cannot be read, or is not of this run.
     """
-    path = run.config.out / CHECKPOINT
     state = load_checkpoint(path)
-    done: int = state["epoch"]
-    if state["seed"] != run.config.seed:
-        raise ConfigError(f"{path} was trained with seed {state['seed']}, got --seed {run.config.seed}; use the same")
-    if done > run.config.epochs:
-        raise ConfigError(f"{path} has {done} epochs behind it, more than --epochs {run.config.epochs}; ask for more")
+    _check_belongs(state, run, path)
     try:
         run.method.classifier.load_state_dict(state["model"])
+        if run.averaged is not None:
+            run.averaged.module.load_state_dict(state["averaged"])
         run.method.load_further_state(state["method"])
         run.update.load_state_dict(state["update"])
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{path} is of another model ({reason}); resume with the recipe and flags it had") from error
-    run.run_log.reopen(last_epoch=done)
-    log.info("resumed", extra={"rank": run.world.rank, "checkpoint": str(path), "epochs_done": done})
-    return done
+    place = Place(epoch=state["epoch"], step=state["step"])
+    place.tally.load_state_dict(state["tally"])
+    run.run_log.reopen(place.epoch, place.step)
+    if run.world.is_main:
+        cut_traces(run.config.out, epoch=place.epoch, step=place.step)
+        log.info("resumed", extra={"checkpoint": str(path), "epochs_done": place.epoch, "steps_done": place.step})
+    return place
+
+
+def _check_belongs(state: dict[str, Any], run: Run, path: Path) -> None:
+    if state["seed"] != run.config.seed:
+        raise ConfigError(f"{path} was trained with seed {state['seed']}, got --seed {run.config.seed}; use the same")
+    if state["order"] != run.train.fingerprint:
+        raise ConfigError(
+            f"{path} was trained in another order of samples ({state['order']}, now {run.train.fingerprint}); resume "
+            "with the shards, --data.global-batch, --data.lanes and --data.window it had"
+        )
+    if state["epoch"] >= run.config.epochs:
+        stands, last = state["epoch"] + 1, run.config.epochs
+        raise ConfigError(f"{path} stands in epoch {stands}, beyond the last of --epochs {last}; ask for more")
+    if (state["averaged"] is None) != (run.averaged is None):
+        had = "without" if state["averaged"] is None else "with"
+        raise ConfigError(f"{path} was trained {had} an average of the weights; resume with the --ema-decay it had")

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from samix.errors import ConfigError
+from trainer import rendezvous
 
 DeviceKind = Literal["auto", "cpu", "cuda"]
 
@@ -30,6 +31,8 @@ class World:
     """Number of ranks."""
     device: torch.device
     """Where this rank trains."""
+    control: dist.ProcessGroup | None = None
+    """Where ranks agree on small things by way of the CPU, beside their gradients; None in a world of one."""
 
     @property
     def is_main(self) -> bool:
@@ -74,11 +77,23 @@ def join_world(device: DeviceKind) -> Iterator[World]:
         yield world
         return
     on_gpu = world.device.type == "cuda"
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=_TIMEOUT, device_id=world.device if on_gpu else None)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        store=rendezvous.fresh_store(world.rank, _TIMEOUT) if rendezvous.is_offered() else None,
+        timeout=_TIMEOUT,
+        device_id=world.device if on_gpu else None,
+    )
     try:
-        yield world
+        yield replace(world, control=dist.new_group(backend="gloo", timeout=_TIMEOUT))
     finally:
         dist.destroy_process_group()
+
+
+def was_restarted() -> bool:
+    """Tell whether torchrun started this group of ranks again, after one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def choose_device(kind: DeviceKind, local_rank: int = 0) -> torch.device:

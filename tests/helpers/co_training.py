@@ -12,8 +12,9 @@ from samix.mixing.plan import generator_for
 from samix.mixing.presets import tiny_spec
 from trainer.methods.objective import ObjectiveConfig
 from trainer.methods.online import CoTraining
-from trainer.optimise import OptimiserConfig, Update
+from trainer.optimise import OptimiserConfig, RunLength
 from trainer.planning import Planned
+from trainer.update import Update
 
 STEPS = 4
 """Of a whole run."""
@@ -46,4 +47,5 @@ def planned(step: int = 0, *, rank: int = 0, size: int = 8, per_sample_lam: bool
 
 def optimisers(method: CoTraining) -> Update:
     """Make the optimisers of classifier and block."""
-    return method.build_update(OptimiserConfig(lr=0.05), OptimiserConfig(kind="adamw", lr=0.01))
+    parts = method.parts(OptimiserConfig(lr=0.05), OptimiserConfig(kind="adamw", lr=0.01))
+    return Update.of(parts, RunLength(steps_per_epoch=STEPS, epochs=1))

@@ -82,6 +82,11 @@ def events_of(folder: Path, event: str = "epoch") -> list[dict[str, Any]]:
     return [row for row in rows if row["event"] == event]
 
 
+def newest_checkpoint(folder: Path) -> Path:
+    """Find the checkpoint that a run would go on from."""
+    return max((folder / "checkpoints").glob("epoch-*.pt"))
+
+
 def images_mixed(server: MixerServer) -> float:
     """Images that a server mixed in its life."""
     samples = (sample for family in server.metrics.registry.collect() for sample in family.samples)
@@ -94,9 +99,10 @@ def page_value(page: str, family: str) -> float:
     return sum(sample.value for found in families for sample in found.samples if sample.name == family)
 
 
-def torchrun(*flags: str) -> list[str]:
-    """Complete the flags of `python -m torch.distributed.run` for two ranks of the trainer."""
-    launch = ["--standalone", "--nproc-per-node", "2", "-m", "trainer", "digits_cpu"]
+def torchrun(*flags: str, ranks: int = 2, restarts: int = 0) -> list[str]:
+    """Complete the flags of `python -m torch.distributed.run` for some ranks of the trainer."""
+    elastic = ["--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    launch = [*elastic, "-m", "trainer", "digits_cpu"]
     return [*launch, "--metrics.port", "0", "--metrics.linger-s", "0", "--device", "cpu", *flags]
 
 
@@ -118,25 +124,34 @@ def join_as(rank: int, port: int) -> Iterator[World]:
             yield world
 
 
-def processes_of(word: str) -> dict[int, str]:
-    """Find the living processes whose command line holds a word, such as the folder of a run."""
+def processes_of(word: str, variable: str = "") -> dict[int, str]:
+    """Find the living processes whose command line holds a word, such as the folder of a run.
+
+    Args:
+        word: may be empty.
+        variable: NAME=VALUE that must stand in their environment; empty asks for none.
+    """
     found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # ended meanwhile
+        with contextlib.suppress(OSError):  # ended meanwhile, or of somebody else
             command = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            if word in command:
+            if word in command and (not variable or variable in _environment(path.parent)):
                 found[int(path.parent.name)] = command
     return found
 
 
-def survivors(word: str) -> dict[int, str]:
+def survivors(word: str, variable: str = "") -> dict[int, str]:
     """Give such processes WAIT_S to end, each, and return those that do not."""
-    for process_id in processes_of(word):
+    for process_id in processes_of(word, variable):
         with contextlib.suppress(ProcessLookupError):
             process = os.pidfd_open(process_id)
             select.select([process], [], [], WAIT_S)
             os.close(process)
-    return processes_of(word)
+    return processes_of(word, variable)
+
+
+def _environment(process: Path) -> list[str]:
+    return (process / "environ").read_text(errors="replace").split("\0")
 
 
 def digit_pictures(count: int, side: int) -> Tensor:

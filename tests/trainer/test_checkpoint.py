@@ -83,7 +83,7 @@ def test_foreign_checkpoint(tmp_path: Path, state: object):
     path = tmp_path / "checkpoint.pt"
     torch.save(state, path)
 
-    with pytest.raises(ConfigError, match="is no checkpoint of format 2"):
+    with pytest.raises(ConfigError, match="is no checkpoint of format 3"):
         load_checkpoint(path)
 
 
@@ -116,7 +116,7 @@ def test_a_flipped_bit_in_the_weights(tmp_path: Path):
 def test_no_code_is_run(tmp_path: Path):
     """A checkpoint that holds code is refused without running it."""
     path = tmp_path / "checkpoint.pt"
-    torch.save({"format": 2, "model": Hostile(tmp_path / "owned")}, path)
+    torch.save({"format": 3, "model": Hostile(tmp_path / "owned")}, path)
 
     with pytest.raises(ConfigError, match="is damaged or no checkpoint"):
         load_checkpoint(path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from co_training import STEPS, co_training
 from learning import NUM_CLASSES, SIDE
-from training import ALONE, OPENMIXUP_FLAGS, events_of, summary_of
+from training import ALONE, OPENMIXUP_FLAGS, events_of, newest_checkpoint, summary_of
 
 from samix.mixing.artefact import load_mixer, read_provenance
 from samix.mixing.backbone import BackboneSpec
@@ -21,6 +21,7 @@ from trainer.methods.objective import ObjectiveConfig
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.model import ModelConfig, build_classifier
+from trainer.optimise import RunLength
 from trainer.planning import Planning
 from trainer.recipes import RECIPES
 
@@ -61,7 +62,7 @@ def test_a_clean_head_is_there_only_where_it_learns(mode: Any, clean_weight: flo
         objective=ObjectiveConfig(clean_weight=clean_weight),
     )
 
-    method, _ = build_method(config, total_steps=STEPS, device=torch.device("cpu"))
+    method, _ = build_method(config, RunLength(steps_per_epoch=STEPS, epochs=1), torch.device("cpu"))
 
     assert (method.classifier.head_one is not None) == two_heads
 
@@ -91,7 +92,7 @@ def test_a_run_leaves_classifier_and_mixer(data: list[str], tmp_path: Path, prec
     summary = samix_train(data, out, "--epochs", "2", "--precision", precision)
 
     mixer, provenance = load_mixer(out / "mixer.safetensors"), read_provenance(out / "mixer.safetensors")
-    state = load_checkpoint(out / "checkpoint.pt")
+    state = load_checkpoint(newest_checkpoint(out))
     assert summary["policy"] == "online"
     assert summary["mixer"] == str(out / "mixer.safetensors")
     assert 0 < summary["lam_error"] < 0.5

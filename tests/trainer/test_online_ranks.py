@@ -25,7 +25,8 @@ def train_as_rank(rank: int, port: int, folder: Path, settings: dict[str, Any]) 
         method = co_training(**settings)
         update, states = optimisers(method), []
         items = (planned(step, rank=rank, per_sample_lam=method.online.config.per_sample_lam) for step in range(STEPS))
-        for _ in train_epoch(DistributedDataParallel(method), method, items, update, TrainerMetrics(rank)):
+        network, metrics = DistributedDataParallel(method), TrainerMetrics(rank)
+        for _ in train_epoch(network, method, items, update, metrics, seeds=int):
             states.append(snapshot(method))
         world.share_buffers(method)
         torch.save({"states": states, "shared": snapshot(method)}, folder / f"rank{rank}.pt")
@@ -33,7 +34,7 @@ def train_as_rank(rank: int, port: int, folder: Path, settings: dict[str, Any]) 
 
 def averaged_steps(method: CoTraining) -> Iterator[dict[str, Tensor]]:
     """Train in this process on both ranks' batches: averaged gradients, buffers of rank 0."""
-    update = optimisers(method).apply
+    update = optimisers(method)
     per_sample_lam = method.online.config.per_sample_lam
     for step in range(STEPS):
         items = [planned(step, rank=rank, per_sample_lam=per_sample_lam) for rank in range(2)]
@@ -41,7 +42,8 @@ def averaged_steps(method: CoTraining) -> Iterator[dict[str, Tensor]]:
         for replica, item in zip(replicas, items, strict=True):
             replica(item).total.backward()
         method.load_state_dict(replicas[0].state_dict())
-        update(with_averaged_gradients(method, replicas))
+        update.backward(with_averaged_gradients(method, replicas))
+        update.step()
         method.updated(items[0])
         yield snapshot(method)
 

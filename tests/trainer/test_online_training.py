@@ -21,7 +21,7 @@ from torch import Tensor
 
 from samix.mixing.online_config import OnlineConfig
 from services.shards.dataset import Batch
-from trainer.loop import Precision, Step, train_epoch
+from trainer.loop import Precision, Step, Stepping, train_epoch
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.planning import Planning
@@ -29,7 +29,9 @@ from trainer.planning import Planning
 
 def train(method: CoTraining, steps: int = STEPS, precision: Precision = "fp32") -> list[Step]:
     items = (planned(step) for step in range(steps))
-    return list(train_epoch(method, method, items, optimisers(method), TrainerMetrics(0), precision=precision))
+    stepping = Stepping(precision=precision)
+    metrics, update = TrainerMetrics(0), optimisers(method)
+    return list(train_epoch(method, method, items, update, metrics, seeds=int, stepping=stepping))
 
 
 def parameters_of(method: CoTraining) -> list[Tensor]:

@@ -12,6 +12,7 @@ from services.config import parse_recipe
 from trainer.methods.build import build_method
 from trainer.methods.online import CoTraining
 from trainer.model import build_classifier
+from trainer.optimise import RunLength
 from trainer.pretrain_config import PRETRAIN_RECIPES
 from trainer.recipes import RECIPES
 
@@ -47,7 +48,7 @@ def test_every_recipe_can_be_trained_online(name: str):
     model, mixing = replace(config.model, weights=""), replace(config.mixing, policy="online")
     config = replace(config, model=model, mixing=mixing)
 
-    method, _ = build_method(config, total_steps=10, device=torch.device("cpu"))
+    method, _ = build_method(config, RunLength(steps_per_epoch=10, epochs=1), torch.device("cpu"))
 
     assert isinstance(method, CoTraining)
     assert method.online.spec.mode == config.online.mode

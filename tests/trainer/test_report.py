@@ -1,105 +1,176 @@
-"""What a run leaves for people."""
+"""What a run leaves for programs."""
 
 import json
-import logging
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from matplotlib.image import imread
-from training import ALONE
 
-from trainer.loop import Step
-from trainer.report import RunLog, average_figures, draw_comparison, draw_curves, follow, write_summary
+from samix.errors import ConfigError
+from trainer.report import Row, RunLog, read_log, write_summary
 
 
-def rows(folder: Path) -> list[dict]:
+class Kept:
+    """A sink that keeps all it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def write(self, row: Row) -> None:
+        self.told.append(row)
+
+    def reopen(self, epoch: int, step: int) -> None:
+        self.told.append((epoch, step))
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+def rows(folder: Path) -> list[Row]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def write_epochs(folder: Path, count: int) -> RunLog:
+def write_run(folder: Path) -> RunLog:
+    """Write two whole epochs of three steps each, and two steps of the third."""
     run_log = RunLog(folder, is_writer=True)
-    for epoch in range(count):
-        run_log.write("epoch", epoch=epoch + 1, loss=2 / (epoch + 1), top1=0.5, wait_share=0.01)
+    for epoch in (1, 2, 3):
+        for step in (1, 2, 3)[: 2 if epoch == 3 else 3]:
+            run_log.write("step", epoch=epoch, step=step)
+        if epoch < 3:
+            run_log.write("epoch", epoch=epoch, top1=0.5)
     return run_log
 
 
-def ink(path: Path) -> float:
-    """Share of a picture that is coloured: neither white nor grey."""
-    pixels = imread(path)[:, :, :3]
-    return float((pixels.max(axis=2) - pixels.min(axis=2) > 0.3).mean())
-
-
-def steps(count: int, seconds: float = 0.5) -> Iterator[Step]:
-    return (
-        Step(
-            loss=float(number),
-            lr=0.1,
-            images=4,
-            duration_s=seconds,
-            waited_s=seconds / 4,
-            figures={"spread": number / 10},
-        )
-        for number in range(count)
-    )
+def places(found: list[Row]) -> list[tuple[str, int, int | None]]:
+    return [(row["event"], row["epoch"], row.get("step")) for row in found]
 
 
 def test_log_is_one_object_a_line(tmp_path: Path):
     """Events are appended as JSON lines with the seconds since the start, and remembered by kind."""
     run_log = RunLog(tmp_path, is_writer=True)
 
-    run_log.write("step", loss=1.0)
-    run_log.write("epoch", top1=0.5)
+    run_log.write("step", epoch=1, loss=1.0)
+    run_log.write("epoch", epoch=1, top1=0.5)
 
     written = rows(tmp_path)
     assert [row["event"] for row in written] == ["step", "epoch"]
     assert all(row["seconds"] >= 0 for row in written)
     assert run_log.of("epoch") == written[1:]
+    assert read_log(tmp_path / "log.jsonl") == written
 
 
 def test_log_replaces_that_of_the_run_before(tmp_path: Path):
     """A run in the same folder starts its log anew."""
-    write_epochs(tmp_path, 3)
+    write_run(tmp_path)
 
-    write_epochs(tmp_path, 1)
+    RunLog(tmp_path, is_writer=True).write("epoch", epoch=1)
 
-    assert len(rows(tmp_path)) == 1
+    assert places(rows(tmp_path)) == [("epoch", 1, None)]
 
 
 def test_only_the_main_rank_writes(tmp_path: Path):
-    """The other ranks remember their events and write nothing."""
-    run_log = RunLog(tmp_path, is_writer=False)
+    """The other ranks remember their events and write nothing, not even to forget what comes again."""
+    run_log = RunLog(tmp_path / "empty", is_writer=False)
+    written = places(write_run(tmp_path).rows)
+    resumed = RunLog(tmp_path, is_writer=False)
 
-    run_log.write("epoch", top1=0.5)
+    run_log.write("epoch", epoch=1, top1=0.5)
+    resumed.reopen(1)
 
     assert [row["top1"] for row in run_log.of("epoch")] == [0.5]
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "empty").exists()
+    assert places(resumed.rows)[-1] == ("epoch", 1, None)
+    assert places(rows(tmp_path)) == written
 
 
-def test_steps_pass_through_and_are_averaged(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """Every step passes; each full window leaves its mean loss, the speed of all ranks and the time that is left."""
+@pytest.mark.parametrize(
+    ("epoch", "step", "last"),
+    [
+        (0, 0, None),
+        (0, 2, ("step", 1, 2)),
+        (0, 3, ("step", 1, 3)),
+        (1, 0, ("epoch", 1, None)),
+        (1, 1, ("step", 2, 1)),
+        (2, 0, ("epoch", 2, None)),
+        (2, 5, ("step", 3, 2)),
+    ],
+)
+def test_rows_that_are_done_again_vanish(tmp_path: Path, epoch: int, step: int, last: tuple | None):
+    """A resumed run keeps the rows up to the place it goes on from, in the file too, and appends to them."""
+    before = places(write_run(tmp_path).rows)
+    kept = before[: before.index(last) + 1 if last else 0]
+    resumed = RunLog(tmp_path, is_writer=True)
+
+    resumed.reopen(epoch, step)
+    reopened = rows(tmp_path)
+    resumed.write("step", epoch=9, step=9)
+
+    assert places(reopened) == kept
+    assert places(rows(tmp_path)) == places(resumed.rows) == [*kept, ("step", 9, 9)]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["log.jsonl"]
+
+
+def test_time_goes_on_where_it_stopped(tmp_path: Path):
+    """Seconds count what the run took before it was resumed, not what was lost nor the pause."""
     run_log = RunLog(tmp_path, is_writer=True)
-    world = replace(ALONE, size=2)
+    run_log.write("epoch", epoch=1)
+    run_log.rows[0]["seconds"] = 1000.0
+    (tmp_path / "log.jsonl").write_text(json.dumps(run_log.rows[0]) + "\n")
+    resumed = RunLog(tmp_path, is_writer=True)
 
-    with caplog.at_level(logging.INFO, "trainer"):
-        passed = list(follow(steps(5), epoch=1, total=5, every=2, run_log=run_log, world=world))
+    resumed.reopen(1)
 
-    assert [step.loss for step in passed] == [0, 1, 2, 3, 4]
-    assert [row["loss"] for row in rows(tmp_path)] == [0.5, 2.5]
-    assert [row["step"] for row in rows(tmp_path)] == [2, 4]
-    assert [row["spread"] for row in rows(tmp_path)] == [0.05, 0.25]
-    assert rows(tmp_path)[0]["images_per_s"] == 2 * 4 / 0.5
-    assert [vars(record)["epoch_eta_s"] for record in caplog.records] == [2, 0]
+    assert 1000 <= resumed.seconds < 1100
 
 
-def test_figures_are_averaged_by_name():
-    """What a method measures is averaged under its own name; a method that measures nothing adds nothing."""
-    measured = list(steps(4))
-    silent = [replace(step, figures={}) for step in measured]
+def test_a_run_without_a_log_is_taken_up(tmp_path: Path):
+    """A log that was deleted begins where the run goes on."""
+    resumed = RunLog(tmp_path, is_writer=True)
 
-    assert average_figures(measured) == {"spread": 0.15}
-    assert average_figures(silent) == {}
+    resumed.reopen(1, 2)
+    resumed.write("step", epoch=2, step=3)
+
+    assert places(rows(tmp_path)) == [("step", 2, 3)]
+
+
+def test_a_last_line_that_was_cut_does_not_count(tmp_path: Path):
+    """A log of a killed run is read at whatever byte it was cut."""
+    write_run(tmp_path)
+    path = tmp_path / "log.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    before = read_log(path)[:-1]
+
+    for cut in range(len(lines[-1]) - 1):
+        path.write_bytes(b"".join(lines[:-1]) + lines[-1][:cut])
+        assert read_log(path) == before
+
+    resumed = RunLog(tmp_path, is_writer=True)
+    resumed.reopen(9)
+    assert rows(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", ['{"event": "ep', "[1, 2]", '{"event": "epoch"}', ""])
+def test_another_damaged_line_is_refused(tmp_path: Path, damage: str):
+    """A line that no kill explains is named."""
+    write_run(tmp_path)
+    path = tmp_path / "log.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], damage, *lines[2:], ""]))
+
+    with pytest.raises(ConfigError, match=r"line 2 of .*log.jsonl is damaged"):
+        RunLog(tmp_path, is_writer=True).reopen(1)
+
+
+def test_sinks_get_every_row(tmp_path: Path):
+    """What takes rows elsewhere is told each of them, where a run goes on, and when it is over."""
+    sink = Kept()
+    run_log = RunLog(tmp_path, is_writer=True, sinks=[sink])
+
+    run_log.reopen(1, 2)
+    run_log.write("step", epoch=2, step=3)
+    run_log.close()
+
+    assert sink.told == [(1, 2), run_log.rows[0], "closed"]
 
 
 def test_summary_appears_whole(tmp_path: Path):
@@ -122,24 +193,3 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
         write_summary(path, {"top1": object()})
 
     assert json.loads(path.read_text()) == {"top1": 0.1}
-
-
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_curves_show_something(tmp_path: Path, epochs: int):
-    """Curves are visible, also those of a run of a single epoch."""
-    run_log = write_epochs(tmp_path, epochs)
-
-    draw_curves(tmp_path / "curves.png", run_log, "a run")
-
-    assert ink(tmp_path / "curves.png") > 1e-4
-
-
-def test_comparison_shows_something(tmp_path: Path):
-    """Runs are drawn into one picture from their logs."""
-    for name in ("remote", "none"):
-        (tmp_path / name).mkdir()
-        write_epochs(tmp_path / name, 2)
-
-    draw_comparison(tmp_path / "both.png", [tmp_path / "remote", tmp_path / "none"])
-
-    assert ink(tmp_path / "both.png") > 1e-4

@@ -1,25 +1,31 @@
 """`samix train --resume`: a run that ended early goes on as if it had not."""
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from logs import own_logging
-from training import OPENMIXUP_FLAGS, events_of, summary_of
+from training import OPENMIXUP_FLAGS, events_of, newest_checkpoint, summary_of
 
 from samix.mixing.artefact import load_mixer
-from trainer import run
-from trainer.checkpoint import load_checkpoint
+from trainer import epochs
+from trainer.checkpoint import BEST, load_checkpoint
 from trainer.cli import main
 from trainer.methods.online import ARTEFACT
-from trainer.state import Run
+from trainer.sample_trace import read_trace, trace_path
+from trainer.state import Place, Run
 
 EPOCHS = 3
+STEPS = 3
+"""Of one epoch of `data`."""
 CUTMIX = ["--mixing.policy", "cutmix"]
 ONLINE = ["--mixing.policy", "online"]
 OPENMIXUP = [*ONLINE, *OPENMIXUP_FLAGS]
+EVERY_STEP = ["--checkpoint.every-steps", "1", "--log-every", "1", "--trace-samples"]
 
 
 def train(data: list[str], out: Path, *flags: str) -> int:
@@ -27,23 +33,41 @@ def train(data: list[str], out: Path, *flags: str) -> int:
     return main(["digits_cpu", *data, *page, "--epochs", str(EPOCHS), "--device", "cpu", "--out", str(out), *flags])
 
 
-def dies_after_one_epoch(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    save = run.save
+class Crash:
+    """Ends a run as soon as a checkpoint of a step was written."""
 
-    def save_and_die(parts: Run, epoch: int) -> None:
-        save(parts, epoch)
-        raise KeyboardInterrupt
+    def __init__(self, epoch: int, step: int) -> None:
+        self._place = (epoch, step)
+        self._save = epochs.save
 
-    monkeypatch.setattr(run, "save", save_and_die)
-    return lambda: monkeypatch.setattr(run, "save", save)
+    def __call__(self, run: Run, place: Place) -> Path:
+        path = self._save(run, place)
+        if (place.epoch, place.step) == self._place:
+            raise KeyboardInterrupt
+        return path
 
 
-def tensors(state: Any) -> list[torch.Tensor]:
+def crash(monkeypatch: pytest.MonkeyPatch, data: list[str], out: Path, place: tuple[int, int], *flags: str) -> None:
+    """Start a run that ends after a step of an epoch."""
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs, "save", Crash(*place))
+        assert train(data, out, *flags) == 130
+
+
+def tensors(state: Any) -> Iterator[torch.Tensor]:
     """Find all tensors of a checkpoint, in their order."""
     if isinstance(state, torch.Tensor):
-        return [state]
+        yield state
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else []
-    return [tensor for part in parts for tensor in tensors(part)]
+    for part in parts:
+        yield from tensors(part)
+
+
+def without_times(out: Path) -> list[dict[str, Any]]:
+    """Read what the log of a run holds but times."""
+    told = ("seconds", "images_per_s", "wait_share")
+    rows = [*events_of(out, "step"), *events_of(out, "epoch")]
+    return [{name: value for name, value in row.items() if name not in told} for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -56,39 +80,87 @@ def done(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [CUTMIX, ONLINE, [*ONLINE, "--precision", "bf16", "--online.block.dropout", "0.5"], OPENMIXUP],
-    ids=["cutmix", "online", "online-bf16-dropout", "openmixup"],
+    ("flags", "place"),
+    [
+        (CUTMIX, (0, STEPS)),
+        (CUTMIX, (1, 2)),
+        ([*CUTMIX, "--accumulate", "2", "--ema-decay", "0.9", "--optimiser.clip-norm", "1"], (1, 1)),
+        (ONLINE, (1, 1)),
+        ([*ONLINE, "--precision", "bf16", "--online.block.dropout", "0.5"], (1, 2)),
+        (OPENMIXUP, (1, 1)),
+    ],
+    ids=["before evaluation", "mid-epoch", "accumulated-averaged", "online", "online-bf16-dropout", "openmixup"],
 )
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
-    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], place: tuple[int, int]
 ):
-    """Killed after an epoch and resumed, a run ends with the same weights, losses and mixer, bit for bit."""
+    """Ended at any step and resumed, a run ends with the same weights, losses, samples and mixer, bit for bit."""
+    flags = [*flags, *EVERY_STEP]
     assert train(data, tmp_path / "whole", *flags) == 0
-    recover = dies_after_one_epoch(monkeypatch)
-    assert train(data, tmp_path / "broken", *flags) == 130
-    recover()
+    crash(monkeypatch, data, tmp_path / "broken", place, *flags)
 
-    assert train(data, tmp_path / "broken", *flags, "--resume") == 0
+    assert train(data, tmp_path / "broken", *flags, "--resume", "yes") == 0
 
-    whole, resumed = (tensors(load_checkpoint(tmp_path / name / "checkpoint.pt")) for name in ("whole", "broken"))
+    whole, resumed = (
+        list(tensors(load_checkpoint(newest_checkpoint(tmp_path / name)))) for name in ("whole", "broken")
+    )
     assert len(whole) > 20
     assert all(torch.equal(expected, found) for expected, found in zip(whole, resumed, strict=True))
-    wanted = ("epoch", "loss", "top1", "lam_error", "spread")
-    logs = [[[row.get(name) for name in wanted] for row in events_of(tmp_path / run)] for run in ("whole", "broken")]
-    assert logs[0] == logs[1]
-    if flags is not CUTMIX:
+    assert without_times(tmp_path / "whole") == without_times(tmp_path / "broken")
+    traces = [read_trace(trace_path(tmp_path / name, 0)) for name in ("whole", "broken")]
+    assert traces[0] == traces[1]
+    if "online" in flags:
         assert load_mixer(tmp_path / "whole" / ARTEFACT).version == load_mixer(tmp_path / "broken" / ARTEFACT).version
+
+
+def test_sigterm_ends_a_run_behind_a_checkpoint(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A run that is asked to stop saves its state after the step, says how to go on, and ends with 128 + 15."""
+    follow = epochs.follow
+
+    def killed_at_step_2(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        for number, step in enumerate(follow(*args, **kwargs), start=1):
+            if number == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield step
+
+    monkeypatch.setattr(epochs, "follow", killed_at_step_2)
+
+    status = train(data, tmp_path, *CUTMIX)
+
+    assert status == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "stopped by SIGTERM after step 2 of epoch 1; go on with --resume auto"
+    )
+    assert (
+        load_checkpoint(newest_checkpoint(tmp_path))["epoch"],
+        load_checkpoint(newest_checkpoint(tmp_path))["step"],
+    ) == (0, 2)
+
+
+def test_last_checkpoints_and_the_best_are_kept(data: list[str], tmp_path: Path):
+    """Of all checkpoints the last ones stay, and the one with the highest accuracy."""
+    assert train(data, tmp_path, *CUTMIX, "--checkpoint.every-steps", "1", "--checkpoint.keep", "3") == 0
+
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    rows = events_of(tmp_path)
+    best = max(rows, key=lambda row: row["top1"])
+    assert names == [BEST, *(f"epoch-0002-step-000000{step}.pt" for step in (1, 2, 3))]
+    assert load_checkpoint(tmp_path / "checkpoints" / BEST)["epoch"] == best["epoch"] - 1
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--epochs", "2"], "has 3 epochs behind it, more than --epochs 2; ask for more"),
+        (["--epochs", "2"], "stands in epoch 3, beyond the last of --epochs 2; ask for more"),
         (["--epochs", "9", "--seed", "5"], "was trained with seed 0, got --seed 5"),
         (["--epochs", "9", "--model.backbone.channels", "8", "16", "32", "64"], "is of another model"),
         (["--epochs", "9", *ONLINE], "is of another model (it holds no mixer in training)"),
-        (["--epochs", "9", "--out", "nowhere"], "cannot read checkpoint"),
+        (["--epochs", "9", "--precision", "fp16"], "in fp16 and the other does not"),
+        (["--epochs", "9", "--ema-decay", "0.9"], "was trained without an average of the weights"),
+        (["--epochs", "9", "--data.global-batch", "32"], "was trained in another order of samples"),
+        (["--epochs", "9", "--out", "nowhere"], "holds no checkpoint to go on from"),
     ],
 )
 def test_what_cannot_be_resumed(
@@ -99,29 +171,78 @@ def test_what_cannot_be_resumed(
     flags: list[str],
     sentence: str,
 ):
-    """Fewer epochs, another seed, model or method and a missing checkpoint are refused with a sentence."""
+    """Fewer epochs, another seed, model, method, order or precision and a missing checkpoint are refused."""
     flags = [str(tmp_path / flag) if flag == "nowhere" else flag for flag in flags]
 
-    status = train(data, done, *CUTMIX, "--resume", *flags)
+    status = train(data, done, *CUTMIX, "--resume", "yes", *flags)
 
     assert status == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_checkpoints_are_not_overwritten_unasked(data: list[str], done: Path, capsys: pytest.CaptureFixture[str]):
+    """A new run in the folder of an earlier one is refused; its checkpoints stay."""
+    before = sorted((done / "checkpoints").iterdir())
+
+    status = train(data, done, *CUTMIX)
+
+    assert status == 2
+    assert "go on with it by --resume yes, start anew by --overwrite" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted((done / "checkpoints").iterdir()) == before
+
+
+def test_overwrite_starts_anew(data: list[str], tmp_path: Path):
+    """With --overwrite nothing of the earlier run stays: neither checkpoints nor log."""
+    assert train(data, tmp_path, *CUTMIX) == 0
+
+    assert train(data, tmp_path, *CUTMIX, "--epochs", "1", "--overwrite") == 0
+
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        BEST,
+        newest_checkpoint(tmp_path).name,
+    ]
+    assert load_checkpoint(newest_checkpoint(tmp_path))["epoch"] == 0
+    assert len(events_of(tmp_path)) == 1
+
+
+def test_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """`--resume auto` is one command for a run's start and for each restart."""
+    auto = [*CUTMIX, "--resume", "auto", *EVERY_STEP]
+    crash(monkeypatch, data, tmp_path, (1, 2), *auto)
+
+    assert train(data, tmp_path, *auto) == 0
+
+    assert [(row["epoch"], row["step"]) for row in events_of(tmp_path, "step")] == [
+        (epoch, step) for epoch in range(1, EPOCHS + 1) for step in range(1, STEPS + 1)
+    ]
+
+
+def test_ranks_that_torchrun_restarts_go_on(data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Started again by torchrun, a run needs no flag to go on from its checkpoint."""
+    crash(monkeypatch, data, tmp_path, (1, 1), *CUTMIX, *EVERY_STEP)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+
+    assert train(data, tmp_path, *CUTMIX, *EVERY_STEP) == 0
+
+    assert summary_of(tmp_path)["steps"] == EPOCHS * STEPS - (STEPS + 1)
+
+
 @pytest.mark.parametrize("policy", [CUTMIX, ONLINE], ids=["cutmix", "online"])
 def test_a_run_that_ended_before_its_summary_gets_one(data: list[str], tmp_path: Path, policy: list[str]):
-    """Resumed behind its last epoch, a run trains no further and leaves what it would have left."""
+    """Resumed behind its last step, a run trains no further and leaves what it would have left."""
     assert train(data, tmp_path, *policy) == 0
-    expected, trained = summary_of(tmp_path), tensors(load_checkpoint(tmp_path / "checkpoint.pt"))
+    expected, trained = summary_of(tmp_path), list(tensors(load_checkpoint(newest_checkpoint(tmp_path))))
     (tmp_path / "summary.json").unlink()
 
-    assert train(data, tmp_path, *policy, "--resume") == 0
+    assert train(data, tmp_path, *policy, "--resume", "yes") == 0
 
     resumed = summary_of(tmp_path)
     for name in ("epochs", "top1", "best_top1", "top1_of_heads", "first_loss", "last_loss", "lam_error", "spread"):
         assert resumed.get(name) == expected.get(name)
     assert resumed["seconds"] >= expected["seconds"] - 1
-    assert all(map(torch.equal, trained, tensors(load_checkpoint(tmp_path / "checkpoint.pt"))))
+    assert all(map(torch.equal, trained, tensors(load_checkpoint(newest_checkpoint(tmp_path)))))
 
 
 def test_an_online_run_is_not_resumed_without_its_mixer(
@@ -130,7 +251,7 @@ def test_an_online_run_is_not_resumed_without_its_mixer(
     """Going on with another policy would throw the mixer away: it is refused by the name of what would be lost."""
     assert train(data, tmp_path, *ONLINE, "--epochs", "1") == 0
 
-    status = train(data, tmp_path, *CUTMIX, "--resume")
+    status = train(data, tmp_path, *CUTMIX, "--resume", "yes")
 
     assert status == 2
     assert "is of another model (it holds online, which" in capsys.readouterr().err.splitlines()[-1]

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 from serving import serve, tiny_mixer
-from training import NUM_CLASSES, images_mixed, page_value, picture, summary_of, write_pictures, write_shard
+from training import (
+    NUM_CLASSES,
+    images_mixed,
+    newest_checkpoint,
+    page_value,
+    picture,
+    summary_of,
+    write_pictures,
+    write_shard,
+)
 
 from mixer_server.app import MixerServer
 from trainer.checkpoint import load_checkpoint
@@ -48,7 +57,8 @@ def test_leaves_everything_a_person_needs(data: list[str], server: MixerServer, 
     events = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["step", "epoch"] * 2
     assert events[-1]["top1"] == pytest.approx(summary["top1"], abs=1e-4)
-    assert load_checkpoint(tmp_path / "checkpoint.pt")["epoch"] == 2
+    state = load_checkpoint(newest_checkpoint(tmp_path))
+    assert (state["epoch"], state["step"]) == (1, 3)
     assert json.loads((tmp_path / "config.json").read_text())["mixing"]["endpoint"] == endpoint
     assert page_value((tmp_path / "metrics-rank0.txt").read_text(), "trainer_images_total") == 384
     assert (tmp_path / "curves.png").stat().st_size > 1000
@@ -118,7 +128,7 @@ def test_a_loss_that_is_no_number(data: list[str], tmp_path: Path, capsys: pytes
         (["--data.image-size", "0"], "image_size must be at least 1, got 0"),
         (["--optimiser.momentum", "2"], "optimiser.momentum must be at least 0 and below 1, got 2.0"),
         (["--metrics.port", "-1"], "metrics.port must lie in 0..65000, got -1"),
-        (["--epochs", "0"], "epochs and log_every must be at least 1, got 0 and 100"),
+        (["--epochs", "0"], "epochs must be at least 1, got 0"),
         (["--seed", "-3"], "seed must not be negative, got -3"),
         (["--model.backbone.name", "resnet1"], "timm knows no backbone 'resnet1'"),
         (["--objective.clean-weight", "-1"], "clean_weight must be a number of at least 0, got -1.0"),

@@ -39,7 +39,7 @@ def test_two_ranks_share_a_server(data: list[str], tmp_path: Path):
         mixed = images_mixed(server)
 
     summary = summary_of(out)
-    each = {"steps": 6, "images": 192, "fallbacks": 0, "retries": 0}
+    each = {"steps": 6, "images": 192, "skipped_samples": 0, "fallbacks": 0, "retries": 0}
     assert summary["ranks"] == [each, each]
     assert summary["images"] == mixed == 384
     assert summary["evaluated"] == 30

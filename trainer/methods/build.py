@@ -16,13 +16,14 @@ from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.mixing import open_mixing
 from trainer.model import build_classifier
-from trainer.optimise import Update
+from trainer.optimise import RunLength
 from trainer.planning import Planning
 from trainer.prefetch import BatchMixing
+from trainer.update import Update
 from trainer.world import World
 
 
-def build_method(config: TrainConfig, *, total_steps: int, device: torch.device) -> tuple[Method, Update]:
+def build_method(config: TrainConfig, length: RunLength, device: torch.device) -> tuple[Method, Update]:
     """Build what is trained, on its device, and the optimisers of its parts.
 
     Raises:
@@ -31,18 +32,21 @@ def build_method(config: TrainConfig, *, total_steps: int, device: torch.device)
     is_online = config.mixing.policy == "online"
     clean_head = is_online and needs_clean_head(config.online, config.objective)
     classifier = build_classifier(config.model, config.data.num_classes, seed=config.seed, clean_head=clean_head)
-    if not is_online:
+    if is_online:
+        method = CoTraining.build(
+            classifier,
+            config.online.mixer_spec(config.model, config.data.image_size),
+            config.online,
+            config.objective,
+            seed=config.seed,
+            total_steps=length.total_steps,
+        ).to(device)
+        parts = method.parts(config.optimiser, config.online.mixer_optimiser)
+    else:
         method = ClassifyMixed(classifier, config.objective).to(device)
-        return method, Update.of([(config.optimiser, method.parameters())], total_steps)
-    co_training = CoTraining.build(
-        classifier,
-        config.online.mixer_spec(config.model, config.data.image_size),
-        config.online,
-        config.objective,
-        seed=config.seed,
-        total_steps=total_steps,
-    ).to(device)
-    return co_training, co_training.build_update(config.optimiser, config.online.mixer_optimiser)
+        parts = [(config.optimiser, classifier)]
+    scales_loss = config.precision == "fp16"
+    return method, Update.of(parts, length, device=device.type, scales_loss=scales_loss)
 
 
 @contextmanager
@@ -60,6 +64,7 @@ def open_batches(
             run_seed=config.seed,
             rank=world.rank,
             steps_per_epoch=steps_per_epoch,
+            micro_batches=config.accumulate,
             device=world.device,
         )
         return
@@ -67,6 +72,7 @@ def open_batches(
         config.mixing,
         seed=config.seed,
         image_size=config.data.image_size,
+        batch_size=config.data.global_batch // (world.size * config.accumulate),
         world=world,
         metrics=metrics,
         classifier=method.classifier,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from samix.mixing.batch import as_unit_float
 from samix.mixing.classifier import Classifier
@@ -18,7 +18,7 @@ from samix.mixing.spec import MixerSpec
 from trainer.export import Origin, export_mixer
 from trainer.methods.method import Head, Losses, Method
 from trainer.methods.objective import ObjectiveConfig, classify
-from trainer.optimise import OptimiserConfig, Update
+from trainer.optimise import OptimiserConfig
 from trainer.planning import Planned
 from trainer.quality import TRIVIAL_SPREAD
 
@@ -92,10 +92,9 @@ class CoTraining(Method):
             cure = "train longer, or lower --online.momentum"
             log.warning("masks_still_trivial", extra={"spread": round(figures["spread"], 4), "cure": cure})
 
-    def build_update(self, classifiers: OptimiserConfig, mixers: OptimiserConfig) -> Update:
-        """Make the optimisers: classifier and block each have settings of their own."""
-        groups = [(classifiers, self.classifier.parameters()), (mixers, self.online.block.parameters())]
-        return Update.of(groups, self._total_steps)
+    def parts(self, classifiers: OptimiserConfig, mixers: OptimiserConfig) -> list[tuple[OptimiserConfig, nn.Module]]:
+        """Tell what learns: classifier and block each have an optimiser with settings of their own."""
+        return [(classifiers, self.classifier), (mixers, self.online.block)]
 
     def further_state(self) -> dict[str, Any]:
         """Return momentum copy and block."""

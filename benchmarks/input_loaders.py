@@ -5,6 +5,7 @@ Pillow or by torchvision.
 """
 
 import io
+import tarfile
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from webdataset.compat import WebDataset
 
+from benchmarks.repeated_shards import link_repeatedly, local_shards
+from samix.errors import ConfigError
 from services.shards.config import DataConfig
 from services.shards.index import open_shards
 from services.shards.loader import train_loader
-from services.shards.patterns import expand
 from services.shards.reader import count_classes
+from services.shards.tar import scan_shard
 
 BATCH_SIZE = 64
 SIDE = 224
@@ -45,12 +48,12 @@ def repeat_shards(pattern: str, folder: Path, times: int) -> str:
 
     Raises:
         ShardError: if there are none.
-        OSError: if one is not a local file.
+        ConfigError: if one is not a local file, or holds no .jpg, which is all that the peers read.
     """
-    paths = [Path(path).resolve(strict=True) for path in expand(pattern)] * times
-    for number, path in enumerate(paths):
-        (folder / f"repeated-{number:06d}.tar").symlink_to(path)
-    return f"{folder}/repeated-{{000000..{len(paths) - 1:06d}}}.tar"
+    shards = local_shards(pattern)
+    for shard in shards:
+        _check_photos(shard)
+    return link_repeatedly(shards, folder, times)
 
 
 def openers(shards: str, *, num_workers: int) -> Mapping[str, Callable[[], Batches]]:
@@ -60,6 +63,13 @@ def openers(shards: str, *, num_workers: int) -> Mapping[str, Callable[[], Batch
         "webdataset, Pillow": lambda: _peer(shards, num_workers, _view_by_pillow),
         "webdataset, torchvision": lambda: _peer(shards, num_workers, _view_by_torchvision),
     }
+
+
+def _check_photos(shard: Path) -> None:
+    scan_shard(shard)  # says what is wrong with a shard that neither side could read
+    with tarfile.open(shard) as tar:
+        if not any(name.endswith(".jpg") for name in tar.getnames()):
+            raise ConfigError(f"{shard} holds no .jpg, which is all that webdataset is told to read; name photographs")
 
 
 def _ours(shards: str, num_workers: int) -> Batches:

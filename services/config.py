@@ -16,6 +16,7 @@ import tyro
 
 from samix.errors import ConfigError
 from services.environment import Environment, inherited_args, variable_prefix
+from services.files import naming
 
 ConfigT = TypeVar("ConfigT")
 
@@ -83,7 +84,8 @@ def parse_recipe(
 
 def write_resolved(config: Any, path: Path) -> None:
     """Write every value of a config (a dataclass) as JSON, for a person or `jq` to read next to a run's outputs."""
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str, ensure_ascii=False) + "\n")
+    with naming(path):
+        path.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str, ensure_ascii=False) + "\n")
 
 
 def _parse(

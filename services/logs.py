@@ -20,6 +20,7 @@ def setup_logging(log_format: LogFormat = "text", *, level: int = logging.INFO) 
     """Send the logs of this process to stderr; to be called once, by a program's main."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(_shortened)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
 
@@ -49,6 +50,13 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def _shortened(record: logging.LogRecord) -> bool:
+    # A message of a peer that cannot be read is no bug of ours; its call ends with a status that says so, too.
+    if record.name == "grpc._common":
+        record.exc_info = None
+    return True
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:

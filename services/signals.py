@@ -4,7 +4,7 @@ import os
 import queue
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -19,9 +19,14 @@ class StopRequest:
         self.signal: int | None = None
         """Number of the signal that asked; None as long as nobody did."""
 
-    def wait(self) -> int:
-        """Block until somebody asks; answers the number of the signal. For one caller, the main thread."""
-        return self._signals.get()
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Block until somebody asks; answers the number of the signal. For one caller, the main thread.
+
+        Args:
+            timeout_s: longest to wait, in seconds; None waits for ever. Nobody asked in that time: the answer is None.
+        """
+        with suppress(queue.Empty):
+            return self._signals.get(timeout=timeout_s)
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:  # noqa: ARG002 - a handler's signature
         """Take a signal: the first one is remembered, the second one ends the process with 128 + number."""

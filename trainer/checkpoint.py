@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from samix.errors import ConfigError
+from services.files import naming
 
 FORMAT_VERSION = 3
 BEST = "best.pt"
@@ -54,7 +56,8 @@ class CheckpointFolder:
         self._keep = keep
 
     def save(self, state: dict[str, Any], *, epoch: int, step: int) -> Path:
-        """Write a checkpoint of tensors and plain values, then delete those beyond the ones to keep.
+        """Write a checkpoint of tensors and plain values, then delete those beyond the ones to keep and the remains of
+        writes that were killed.
 
         Raises:
             OSError: if the disk is full or the folder is gone; all earlier checkpoints are still there.
@@ -62,7 +65,7 @@ class CheckpointFolder:
         self.path.mkdir(exist_ok=True)
         path = self.path / f"epoch-{epoch:04d}-step-{step:07d}.pt"
         save_checkpoint(path, state)
-        for old in self._found()[: -self._keep]:
+        for old in (*self._found()[: -self._keep], *self._unfinished()):
             old.unlink()
         return path
 
@@ -82,11 +85,14 @@ class CheckpointFolder:
 
     def clear(self) -> None:
         """Delete all checkpoints of an earlier run."""
-        for path in (*self._found(), self.path / BEST):
+        for path in (*self._found(), *self._unfinished(), self.path / BEST):
             path.unlink(missing_ok=True)
 
     def _found(self) -> list[Path]:
         return sorted(self.path.glob("epoch-*-step-*.pt"))
+
+    def _unfinished(self) -> Iterator[Path]:
+        return self.path.glob("*.partial")
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -97,14 +103,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     temporary = path.with_suffix(f"{path.suffix}.partial")
     try:
-        with temporary.open("wb") as file:  # given a path, torch hides why the disk refused
-            torch.save({"format": FORMAT_VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
-        temporary.replace(path)
-    except OSError as error:
-        error.filename = str(path)  # a refused write does not know its file
-        raise
+        with naming(path):
+            with temporary.open("wb") as file:  # given a path, torch hides why the disk refused
+                torch.save({"format": FORMAT_VERSION, **state}, file)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut could leave the new name on an empty file
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -120,9 +124,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read checkpoint {path} ({error.strerror or error}); check the path") from error
     except _DAMAGE as error:
-        raise ConfigError(f"{path} is damaged or no checkpoint of this trainer; use an older one") from error
+        raise ConfigError(
+            f"{path} is damaged or no checkpoint of this trainer; use an older one, as --resume does once it is deleted"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT_VERSION:
-        raise ConfigError(f"{path} is no checkpoint of format {FORMAT_VERSION} of this trainer")
+        raise ConfigError(
+            f"{path} is no checkpoint of format {FORMAT_VERSION}, which this trainer reads; use the one that wrote it, "
+            "or start anew"
+        )
     return state
 
 

@@ -84,7 +84,6 @@ class TrainConfig:
             raise ConfigError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}; 0 keeps no average")
         if self.overwrite and self.resume != "no":
             raise ConfigError(f"--overwrite starts anew and --resume {self.resume} goes on; give one of them")
-        if self.eval is not None and self.resume != "no":
-            raise ConfigError(
-                f"--eval trains nothing, so there is nothing to go on with; leave out --resume {self.resume}"
-            )
+        if self.eval is not None and (self.overwrite or self.resume != "no"):
+            flag = "--overwrite" if self.overwrite else f"--resume {self.resume}"
+            raise ConfigError(f"--eval trains nothing, so there is nothing to go on with or start; leave out {flag}")

@@ -84,6 +84,7 @@ def _do_steps(run: Run, network: nn.Module, place: Place, vote: StopVote) -> Non
             save(run, Place(epoch=place.epoch, step=done, tally=place.tally))
             saved_at = time.monotonic()
         if signal:
+            run.world.gather(None)  # rank 0 has saved; torchrun ends all ranks once one has left
             raise Stopped(signal, place.epoch, done)
 
 

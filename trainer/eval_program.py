@@ -23,7 +23,7 @@ def evaluate_checkpoint(recipe: str, config: TrainConfig, path: Path, world: Wor
     """
     state = load_checkpoint(path)
     weights = state["averaged"] or state["model"]
-    classifier = _build(config, weights, path).to(world.device)
+    classifier = _build(config, weights, path, state["recipe"]).to(world.device)
     pin = world.device.type == "cuda"
     with eval_loader(config.data, rank=world.rank, world_size=world.size, pin_memory=pin) as batches:
         evaluate_run(
@@ -38,7 +38,7 @@ def evaluate_checkpoint(recipe: str, config: TrainConfig, path: Path, world: Wor
         )
 
 
-def _build(config: TrainConfig, weights: dict[str, Any], path: Path) -> nn.Module:
+def _build(config: TrainConfig, weights: dict[str, Any], path: Path, recipe: str) -> nn.Module:
     has_clean_head = any(name.startswith("head_one.") for name in weights)
     model = replace(config.model, weights="")  # all of them are in the checkpoint
     classifier = build_classifier(model, config.data.num_classes, seed=config.seed, clean_head=has_clean_head)
@@ -47,6 +47,6 @@ def _build(config: TrainConfig, weights: dict[str, Any], path: Path) -> nn.Modul
     except RuntimeError as error:
         reason = " ".join(str(error).split("\n\t")[:2])
         raise ConfigError(
-            f"{path} is of another model ({reason}); evaluate it with the recipe and flags it had"
+            f"{path} is of another model ({reason}); evaluate it with the recipe it had, {recipe}, and its flags"
         ) from error
     return classifier

@@ -181,6 +181,7 @@ class RemoteMixing:
             while under_way:
                 yield self._receive(under_way.popleft())
         finally:
+            self._metrics.in_flight.set(0)
             for sent in under_way:
                 if sent.pending is not None:
                     sent.pending.cancel()

@@ -22,7 +22,6 @@ from samix.mixing.presets import (
     SWIN_TINY,
 )
 from services.shards.config import DataConfig
-from trainer.checkpoint import CheckpointConfig
 from trainer.config import TrainConfig
 from trainer.methods.objective import ObjectiveConfig
 from trainer.model import ModelConfig
@@ -86,7 +85,6 @@ def imagenet(backbone: BackboneSpec, epochs: int = 100) -> TrainConfig:
         data=_IMAGENET_DATA,
         model=ModelConfig(backbone=backbone),
         optimiser=OptimiserConfig(lr=0.1),
-        checkpoint=CheckpointConfig(every_s=600.0),
         epochs=epochs,
         log_every=100,
     )
@@ -113,7 +111,7 @@ _RSB_A3 = TrainConfig(
 )
 _DEIT = TrainConfig(
     # timm applies no colour jitter beside RandAugment, so DeiT's 0.4 was never applied.
-    data=replace(_IMAGENET_DATA, global_batch=1024, rand_augment="rand-m9-mstd0.5-inc1", erase=0.25, eval_resize=256),
+    data=replace(_IMAGENET_DATA, global_batch=1024, rand_augment="rand-m9-mstd0.5-inc1", erase=0.25),
     model=ModelConfig(backbone=DEIT_SMALL, drop_path=0.1),
     objective=ObjectiveConfig(label_smoothing=0.1),
     optimiser=OptimiserConfig(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from samix.errors import ConfigError
+from services.files import naming
 
 Row = dict[str, Any]
 
@@ -58,6 +59,10 @@ class RunLog:
         for sink in self._sinks:
             sink.reopen(epoch, step)
 
+    def clear(self) -> None:
+        """Delete the log of an earlier run: a row of it would pass for one of this run when that is resumed."""
+        self._path.unlink(missing_ok=True)
+
     @property
     def seconds(self) -> float:
         """Time since the run began, that before it was resumed included."""
@@ -68,7 +73,7 @@ class RunLog:
         row = {"event": event, "seconds": round(self.seconds, 3), "epoch": epoch, **fields}
         self.rows.append(row)
         if self._is_writer:
-            with self._path.open("a" if self._is_open else "w") as file:
+            with naming(self._path), self._path.open("a" if self._is_open else "w") as file:
                 file.write(_line(row))
             self._is_open = True
         for sink in self._sinks:
@@ -122,5 +127,6 @@ def _line(row: Row) -> str:
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_suffix(f"{path.suffix}.partial")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with naming(path):
+        temporary.write_text(text)
+        temporary.replace(path)

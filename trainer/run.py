@@ -1,10 +1,9 @@
 """One training run of one rank, from the config to the summary."""
 
 import logging
-import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -17,9 +16,11 @@ from samix.errors import ConfigError
 from services.addresses import format_address
 from services.cli import ProgramFailed
 from services.config import write_resolved
+from services.files import naming
 from services.metrics import serve_metrics
 from services.shards.loader import eval_loader, train_loader
-from services.signals import stop_on_signals
+from services.signals import StopRequest, stop_on_signals
+from trainer import rendezvous
 from trainer.averaging import averaged_copy
 from trainer.checkpoint import CheckpointFolder
 from trainer.config import TrainConfig
@@ -39,7 +40,7 @@ from trainer.state import Place, Run, restore
 from trainer.stopping import StopVote
 from trainer.summary import summarise
 from trainer.tensorboard import tensorboard_sinks
-from trainer.world import World, join_world, was_restarted
+from trainer.world import World, join_world
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ def run(recipe: str, config: TrainConfig) -> None:
             log.info("metrics_page", extra={"rank": world.rank, "url": url})
             with announce_pages(config.out, config.out.resolve().name, config.metrics, page.port, world):
                 with _open(recipe, config, world, metrics) as parts:
-                    _train(parts, checkpoint, signals)
-                _linger(config.metrics.linger_s, world)
+                    request = _train(parts, checkpoint, signals)
+                _linger(config.metrics.linger_s, world, request)
 
 
 @contextmanager
@@ -103,8 +104,9 @@ def _checkpoint_to_resume(config: TrainConfig, world: World) -> Path | None:
     Raises:
         ConfigError: if there is none and there must be, or there is one that nobody spoke of.
     """
-    path: Path | None = world.gather(_folder(config).newest())[0]
-    if was_restarted():
+    seen = (_folder(config).newest(), rendezvous.has_begun()) if world.is_main else (None, False)
+    path, has_begun = world.gather(seen)[0]
+    if has_begun:
         return path
     if path is None and config.resume == "yes":
         raise ConfigError(f"{config.out} holds no checkpoint to go on from; check --out, or leave out --resume yes")
@@ -158,23 +160,26 @@ def _open(recipe: str, config: TrainConfig, world: World, metrics: TrainerMetric
         )
 
 
-def _train(run: Run, checkpoint: Path | None, signals: ExitStack) -> None:
+def _train(run: Run, checkpoint: Path | None, signals: ExitStack) -> StopRequest:
     if run.world.is_main:
         write_resolved(run.config, run.config.out / "config.json")
     run.metrics.epochs.set(run.config.epochs)
     place = _start_anew(run) if checkpoint is None else restore(run, checkpoint)
+    if run.world.is_main:
+        rendezvous.note_begun()
     network = _prepared(run.method, run.config, run.world)
-    # Caught until a run that failed has unwound: torchrun sends SIGTERM to ranks that lost another one, and they would
-    # die of it before they said why, while workers of their loaders end.
+    # Caught to the end. torchrun sends SIGTERM to ranks that lost another one, and they would die of it before they
+    # said why, while workers of their loaders end; and of a run that is done only the lingering is left to be stopped.
     request = signals.enter_context(stop_on_signals())
     evaluation = train_epochs(run, network, place, StopVote(request, run.world))
-    signals.close()
     _finish(run, evaluation)
+    return request
 
 
 def _start_anew(run: Run) -> Place:
     if run.world.is_main:
         run.checkpoints.clear()
+        run.run_log.clear()
         cut_traces(run.config.out, epoch=0, step=0)
     return Place()
 
@@ -182,7 +187,7 @@ def _start_anew(run: Run) -> Place:
 def _prepared(method: Method, config: TrainConfig, world: World) -> nn.Module:
     if config.sync_bn and world.size > 1:
         if world.device.type != "cuda":
-            raise ConfigError("--sync-bn needs GPUs: torch synchronises batch norm on CUDA only; leave it out")
+            raise ConfigError("--sync-bn needs GPUs: torch synchronises batch norm on CUDA only; use --no-sync-bn")
         nn.SyncBatchNorm.convert_sync_batchnorm(method.classifier)
     if config.compile:
         method.classifier.backbone.compile()
@@ -200,7 +205,8 @@ def _finish(run: Run, evaluation: Evaluation) -> None:
     }
     summary = summarise(run, evaluation, heads)
     page = run.config.out / f"metrics-rank{run.world.rank}.txt"
-    page.write_bytes(generate_latest(run.metrics.registry))
+    with naming(page):
+        page.write_bytes(generate_latest(run.metrics.registry))
     if run.world.is_main:
         config = run.config
         origin = Origin(recipe=run.recipe, data=config.data.train, epochs=config.epochs, seed=config.seed)
@@ -210,9 +216,8 @@ def _finish(run: Run, evaluation: Evaluation) -> None:
         log.info("done", extra={key: summary[key] for key in ("top1", "steps", "images", "fallbacks", "seconds")})
 
 
-def _linger(seconds: float, world: World) -> None:
-    if seconds > 0:
+def _linger(seconds: float, world: World, request: StopRequest) -> None:
+    if seconds > 0 and request.signal is None:
         if world.is_main:
             log.info("metrics_linger", extra={"seconds": seconds})
-        with suppress(KeyboardInterrupt):  # the run is done, whoever does not want to wait need not
-            threading.Event().wait(seconds)
+        request.wait(seconds)  # whoever does not want to wait need not

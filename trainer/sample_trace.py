@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from services.files import naming
 from services.shards.dataset import Batch
 
 
@@ -23,12 +24,11 @@ def traced(
         first_batch: number of the first batch in its epoch.
         micro_batches: batches of one step.
     """
-    with path.open("a") as file:
-        for number, batch in enumerate(batches, start=first_batch):
-            row = {"epoch": epoch, "step": number // micro_batches, "positions": batch.positions.tolist()}
+    for number, batch in enumerate(batches, start=first_batch):
+        row = {"epoch": epoch, "step": number // micro_batches, "positions": batch.positions.tolist()}
+        with naming(path), path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-            file.flush()
-            yield batch
+        yield batch
 
 
 def trace_path(folder: Path, rank: int) -> Path:
@@ -41,8 +41,9 @@ def cut_traces(folder: Path, *, epoch: int, step: int) -> None:
     for path in folder.glob("samples-rank*.jsonl"):
         rows = [row for row in read_trace(path) if (row["epoch"], row["step"]) < (epoch, step)]
         temporary = path.with_suffix(".jsonl.partial")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(path)
+        with naming(path):
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            temporary.replace(path)
 
 
 def read_trace(path: Path) -> list[dict]:

@@ -96,7 +96,9 @@ def restore(run: Run, path: Path) -> Place:
         run.update.load_state_dict(state["update"])
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path} is of another model ({reason}); resume with the recipe and flags it had") from error
+        raise ConfigError(
+            f"{path} is of another model ({reason}); resume with the recipe it had, {state['recipe']}, and its flags"
+        ) from error
     place = Place(epoch=state["epoch"], step=state["step"])
     place.tally.load_state_dict(state["tally"])
     run.run_log.reopen(place.epoch, place.step)

@@ -91,11 +91,6 @@ def join_world(device: DeviceKind) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def was_restarted() -> bool:
-    """Tell whether torchrun started this group of ranks again, after one of them was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 def choose_device(kind: DeviceKind, local_rank: int = 0) -> torch.device:
     """Turn `auto` into the GPU of this rank where there is one, else the CPU.
 

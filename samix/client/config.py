@@ -67,8 +67,8 @@ class ClientConfig:
     """What holds for all calls of one client."""
 
     deadline_s: float = 5.0
-    """Longest a mix may take from sending to the answer, retries included, in seconds. One replica of several gets half
-    of what is left, then another one the rest."""
+    """Longest a mix may take from sending to the answer, retries included, in seconds. While several replicas are up,
+    the one that is asked gets half of what is left; the last one gets all of it."""
     max_message_bytes: int = 64 << 20
     """Largest request or answer, in bytes; 64 images of 224 px are 9.6 MB as uint8, four times that as float32."""
     keepalive_s: float = 30.0

@@ -1,30 +1,30 @@
 """The official archives of CIFAR-10 and CIFAR-100 (the "python version"), packed as downloaded or unpacked.
 
-Their files are pickles of Python 2, and a pickle may run whatever it likes. Ours are read by an unpickler that knows
-the few names these files need, so that a file which asks for more is refused before anything happens.
+Their files are pickles of Python 2. A pickle may run whatever it likes, so they are read by `plain_pickle`, which runs
+nothing: a file that asks for more is refused.
 """
 
 import hashlib
-import io
 import logging
-import pickle
+import lzma
 import tarfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 
 from samix.errors import InputError
+from services.shards.plain_pickle import PickledArray, load_plain
 from services.shards.sources import Source, SourceImage
 
 log = logging.getLogger(__name__)
 
 _SIDE = 32
 _MAX_FILE_BYTES = 512 * 2**20  # the largest official one has 155 MB
-_DAMAGE = (pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, MemoryError, OverflowError)
-_DAMAGE_OF_VALUES = (TypeError, ValueError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +129,10 @@ def _unpacked(layout: CifarLayout, path: Path) -> dict[str, bytes]:
                 content = tar.extractfile(member)
                 assert content is not None  # it is a regular file
                 files[name] = content.read()
-    except (tarfile.TarError, EOFError, OSError) as err:
+            assert tar.fileobj is not None
+            while tar.fileobj.read(1 << 20):  # tarfile stops before the checksum at the end of a compressed file
+                pass
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as err:
         raise InputError(f"{path} is no complete archive ({err}); fetch it again") from err
     if missing := [name for name in wanted if name not in files]:
         raise InputError(f"{path} lacks {layout.folder}/{missing[0]}; fetch the python version of {layout.name}")
@@ -143,36 +146,10 @@ def _compare_checksum(layout: CifarLayout, path: Path) -> None:
         log.warning("archive_differs", extra={"archive": str(path), "md5": md5, "official": layout.md5})
 
 
-def _encoded(text: str, encoding: str) -> bytes:
-    """Stand in for the codec by which Python 3 writes bytes into a pickle that Python 2 can read."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding}")
-    return text.encode("latin1")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Loads bytes, numbers, lists, dicts and numpy arrays; anything else is refused."""
-
-    _ALLOWED = {  # noqa: RUF012 - never changed
-        # numpy's own name for these moved between its versions.
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(1).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(1).__reduce__()[0],
-        ("numpy._core.numeric", "_frombuffer"): np.empty(1).__reduce_ex__(5)[0],
-        ("_codecs", "encode"): _encoded,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return self._ALLOWED[module, name]
-
-
 def _unpickled(content: bytes, origin: str) -> dict[bytes, Any]:
     try:
-        loaded = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except (*_DAMAGE, *_DAMAGE_OF_VALUES) as err:
+        loaded = load_plain(content)
+    except UnpicklingError as err:
         raise InputError(f"{origin} is no file of CIFAR ({err}); fetch the official archive") from err
     if not isinstance(loaded, dict):
         raise InputError(f"{origin} holds a {type(loaded).__name__}, no table; fetch the official archive")
@@ -192,19 +169,22 @@ def _pictures(
     """Return uint8 [N, 32, 32, 3] and int64 [N]."""
     data, labels = batch.get(b"data"), batch.get(layout.labels)
     num_values = 3 * _SIDE * _SIDE
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != num_values:
+    rows = data.as_rows(num_values) if isinstance(data, PickledArray) else None
+    if rows is None:
         raise InputError(
             f"{origin} has no pixels of type uint8 and shape [N, {num_values}]; fetch the official archive"
         )
-    if not isinstance(labels, list) or len(labels) != len(data) or not all(isinstance(label, int) for label in labels):
+    if not isinstance(labels, list) or len(labels) != len(rows) or not all(isinstance(label, int) for label in labels):
         raise InputError(
-            f"{origin} has no {layout.labels.decode()} for each of its {len(data)} pictures; fetch the official archive"
+            f"{origin} has no {layout.labels.decode()} for each of its {len(rows)} pictures; fetch the official archive"
         )
     if wrong := [label for label in labels if not 0 <= label < num_classes]:
         raise InputError(f"{origin} has label {wrong[0]}, but {num_classes} class names; fetch the official archive")
-    pixels = data.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+    pixels = rows.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(pixels), np.array(labels, np.int64)
 
 
 def _as_bytes(name: Any) -> Any:
-    return name.encode() if isinstance(name, str) else name  # of an archive that Python 3 packed anew
+    return (
+        name.encode(errors="backslashreplace") if isinstance(name, str) else name
+    )  # of an archive that Python 3 packed anew

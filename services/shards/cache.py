@@ -70,14 +70,14 @@ class ShardCache:
         return self._path(shard).exists()
 
     def _path(self, shard: Shard) -> Path:
-        return _path_in(self.folder, shard.address, shard.sha256)
+        return _path_in(self.folder, shard.address, shard.sha256 or str(shard.num_bytes or ""))
 
     def _open_fetched(self, shard: Shard, path: Path, stop: threading.Event | None) -> FileIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(_PARTIAL)
         waiting = _Waiting(shard, partial, limit_s=2 * self.patience.silence_s + sum(self.patience.pauses_s))
         while True:
-            file = FileIO(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+")
+            file = FileIO(partial, "r+", opener=_open_or_make)
             try:
                 is_ours = _lock(file, fcntl.LOCK_EX) and _is_same(file, partial)
                 # Also when the partial file is ours: its last owner may have completed it just before.
@@ -171,11 +171,15 @@ class _Waiting:
 
 
 @lru_cache(maxsize=100_000)  # asked for with every sample
-def _path_in(folder: Path, address: str, sha256: str) -> Path:
-    # With the checksum, so that a set that was written anew under the old addresses is fetched anew.
-    digest = hashlib.sha256(f"{address}\n{sha256}".encode(errors="surrogateescape")).hexdigest()[:16]
+def _path_in(folder: Path, address: str, promise: str) -> Path:
+    # With checksum or size, so that a set that was written anew under the old addresses is fetched anew.
+    digest = hashlib.sha256(f"{address}\n{promise}".encode(errors="surrogateescape")).hexdigest()[:16]
     name = re.sub(r"[^\w.-]", "_", shard_name(address), flags=re.ASCII)[-80:]
     return folder.expanduser() / f"{digest}-{name}{_COMPLETE}"
+
+
+def _open_or_make(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o644)
 
 
 def _open_complete(path: Path) -> FileIO | None:

@@ -10,13 +10,15 @@ from io import FileIO
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryFile
+from typing import cast
 
 from samix.errors import ShardError
-from services.shards.cache import ShardCache
 from services.shards.decode import open_picture
 from services.shards.index_file import INDEX_NAME, Index, IndexEntry, read_index
 from services.shards.patterns import expand
 from services.shards.reader import Sample, parse_label
+from services.shards.remote import Patience, fetch
 from services.shards.shard import Shard, folder_of, is_remote
 from services.shards.tar import inspect_file, shown
 
@@ -66,13 +68,14 @@ class ShardTask:
     """What its index promises."""
     num_classes: int | None
     """Class names in the index."""
-    cache: ShardCache
+    patience: Patience
+    """How long fetching it may take."""
 
 
 def check_shards(
     patterns: Sequence[str],
     *,
-    cache: ShardCache | None = None,
+    patience: Patience | None = None,
     num_processes: int | None = None,
     on_shard: Callable[[], object] = lambda: None,
 ) -> tuple[Report, tuple[str, ...]]:
@@ -80,7 +83,7 @@ def check_shards(
 
     Args:
         patterns: as for `open_shards`.
-        cache: where remote shards are kept; None takes the default folder.
+        patience: how long fetching a remote shard may take; None takes the default.
         num_processes: that decode; None takes one per core.
         on_shard: called after each shard, for progress.
 
@@ -90,13 +93,13 @@ def check_shards(
     Raises:
         ShardError: if a pattern names nothing, or an index cannot be read.
     """
-    cache = cache or ShardCache()
+    patience = patience or Patience()
     addresses = expand(patterns)
     folders = sorted({folder for folder in map(folder_of, addresses) if folder is not None})
-    indices = {folder: read_index(f"{folder}/{INDEX_NAME}", cache.patience) for folder in folders}
+    indices = {folder: read_index(f"{folder}/{INDEX_NAME}", patience) for folder in folders}
     report, tasks = Report(), list[ShardTask]()
     for address in addresses:
-        tasks.append(_task(address, indices.get(folder_of(address) or ""), cache, report))
+        tasks.append(_task(address, indices.get(folder_of(address) or ""), patience, report))
     for folder, index in indices.items():
         report.problems += _missing(folder, index) if index else []
     for part in _in_processes(tasks, num_processes or os.cpu_count() or 1, on_shard):
@@ -132,7 +135,7 @@ def describe(report: Report, classes: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _task(address: str, index: Index | None, cache: ShardCache, report: Report) -> ShardTask:
+def _task(address: str, index: Index | None, patience: Patience, report: Report) -> ShardTask:
     entry = None
     try:
         entry = index.entry(address) if index else None
@@ -141,9 +144,8 @@ def _task(address: str, index: Index | None, cache: ShardCache, report: Report) 
             report.problems.append(Problem(shard=address, key="", sentence=sentence))
     except ShardError as err:
         report.problems.append(Problem(shard=address, key="", sentence=str(err)))
-    # Size and checksum are compared here, not on the way in: a shard that differs should still be looked into.
     num_classes = len(index.classes) if index and index.classes else None
-    return ShardTask(shard=Shard(address=address), entry=entry, num_classes=num_classes, cache=cache)
+    return ShardTask(shard=Shard(address=address), entry=entry, num_classes=num_classes, patience=patience)
 
 
 def _missing(folder: str, index: Index) -> list[Problem]:
@@ -167,7 +169,17 @@ def _in_processes(tasks: Sequence[ShardTask], num_processes: int, on_shard: Call
 
 
 def _opened(task: ShardTask) -> FileIO:
-    return task.cache.open(task.shard) if task.shard.path is None else FileIO(task.shard.path)
+    if task.shard.path is not None:
+        return FileIO(task.shard.path)
+    # Not from the cache: what it holds is what the address gave once.
+    file = cast(FileIO, TemporaryFile(buffering=0))  # noqa: SIM115 - the caller closes it
+    try:
+        fetch(task.shard.address, file, patience=task.patience)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _check_file(task: ShardTask, file: FileIO, report: Report) -> None:

@@ -1,5 +1,6 @@
 """What a program loads: shards, sizes, augmentation and workers."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +40,8 @@ class LoadingConfig(ViewConfig):
         for name in ("lanes", "num_workers", "skip_budget"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.cache_gb <= 0:
-            raise ConfigError(f"cache_gb must be positive, got {self.cache_gb}; it holds whole shards")
+        if not 0 < self.cache_gb < math.inf:
+            raise ConfigError(f"cache_gb must be positive and finite, got {self.cache_gb}; it holds whole shards")
 
     def shard_cache(self) -> ShardCache:
         """Describe the cache of remote shards."""

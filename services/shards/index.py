@@ -7,12 +7,13 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from samix.errors import ShardError
 from services.shards.cache import ShardCache
 from services.shards.index_file import INDEX_NAME, Index, IndexEntry, read_index
-from services.shards.patterns import expand
-from services.shards.shard import Shard, folder_of, shard_name
+from services.shards.patterns import expand, globbed, in_order
+from services.shards.shard import Shard, folder_of, is_remote, shard_name
 from services.shards.tar import scan_file, scan_shard
 
 log = logging.getLogger(__name__)
@@ -57,11 +58,13 @@ def open_shards(
         tolerant: accept listed shards that are missing or of another size; they fail when they are read.
 
     Raises:
-        ShardError: if nothing matches, or a shard is truncated or holds no samples.
+        ShardError: if nothing matches, a shard is truncated or holds no samples, or one that an index lists and a glob
+            names is not there.
     """
     cache = cache or ShardCache()
     indices = _Indices(cache=cache, given=index)
     addresses = expand(pattern, keep=lambda name: tolerant and indices.entry(name) is not None)
+    addresses = in_order([*addresses, *_gone(pattern, addresses, indices, tolerant=tolerant)])
     entries = [indices.entry(address) for address in addresses]
     shards = tuple(map(_shard, addresses, entries))
     for shard, entry in zip(shards, entries, strict=True):
@@ -87,6 +90,11 @@ class _Indices:
             )
         return entry
 
+    def listed_beside(self, address: str) -> list[str]:
+        """List the local shards of the index in the folder of a shard; none where one index is given for all."""
+        index = None if self.given or is_remote(address) else self._index_of(address)
+        return [str(Path(address).parent / name) for name in index.entries] if index else []
+
     def classes(self) -> tuple[str, ...]:
         return next((index.classes for index in self.by_source.values() if index and index.classes), ())
 
@@ -98,6 +106,19 @@ class _Indices:
         if source not in self.by_source:
             self.by_source[source] = read_index(source, self.cache.patience, must_exist=bool(self.given))
         return self.by_source[source]
+
+
+def _gone(pattern: str | Sequence[str], found: Sequence[str], indices: _Indices, *, tolerant: bool) -> list[str]:
+    """Find the shards that a glob names and an index lists, but that are not there."""
+    folders = {folder_of(address): address for address in found}
+    listed = {name for address in folders.values() for name in indices.listed_beside(address)}
+    gone = globbed(pattern, sorted(listed - {*found}))
+    if gone and not tolerant:
+        raise ShardError(
+            f"{gone[0]} is not there, but the index beside it lists it ({len(gone)} such in all); fetch it, write the "
+            "index again, or name the shards to be read, as in train-{000000..000003}.tar"
+        )
+    return gone
 
 
 def _shard(address: str, entry: IndexEntry | None) -> Shard:

@@ -19,6 +19,7 @@ from services.shards.order import (
     split_steps,
 )
 from services.shards.read_ahead import ReadAhead
+from services.shards.shard import shard_name
 from services.shards.skips import SkipLedger
 from services.shards.workers import BatchLoader
 
@@ -132,9 +133,11 @@ class TrainLoader(BatchLoader):
 
     @property
     def fingerprint(self) -> str:
-        """Name of all that the order of the samples follows from beside seed and epoch, for a run that resumes."""
+        """Name of the samples and all that their order follows from beside seed and epoch, for a run that resumes."""
         config = self._config
-        parts = (self._shards.samples, config.global_batch, self._lanes, config.window)
+        # Not by address: shards may move to another place.
+        shards = [(shard_name(shard.address), shard.sha256) for shard in self._shards.shards]
+        parts = (shards, self._shards.samples, config.global_batch, self._lanes, config.window)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
     def set_epoch(self, epoch: int, *, first_step: int = 0) -> None:

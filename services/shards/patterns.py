@@ -3,7 +3,7 @@
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from braceexpand import braceexpand
@@ -24,8 +24,24 @@ def expand(pattern: str | Sequence[str], *, keep: Callable[[str], bool] = lambda
         ShardError: for a part of the pattern that names nothing.
     """
     parts = [pattern] if isinstance(pattern, str) else list(pattern)
-    found = {address for part in parts for name in _braces(part) for address in _addresses(name, keep)}
-    return sorted(found, key=lambda address: Path(address).parts)
+    return in_order(address for part in parts for name in _braces(part) for address in _addresses(name, keep))
+
+
+def in_order(addresses: Iterable[str]) -> list[str]:
+    """Sort by folder and name, each once."""
+    return sorted(set(addresses), key=lambda address: Path(address).parts)
+
+
+def globbed(pattern: str | Sequence[str], names: Iterable[str]) -> list[str]:
+    """Choose those of some paths that a glob of a pattern would find, were they there; `**` finds none."""
+    parts = [pattern] if isinstance(pattern, str) else list(pattern)
+    globs = [Path(name) for part in parts for name in _braces(part) if not is_remote(name) and not _exists(name)]
+    # As many parts: `match` looks at the last ones only.
+    return [
+        name
+        for name in names
+        if any(len(Path(name).parts) == len(one.parts) and Path(name).match(str(one)) for one in globs)
+    ]
 
 
 def escape(path: str | Path) -> str:

@@ -89,7 +89,7 @@ class SampleReader:
         table, address = self._table(shard), self._shards.shards[shard].address
         key, ranges = shown(table.keys[row]), table.ranges[row].tolist()
         image, label = self._retried(shard, lambda file: (_cut(file, *ranges[:2]), _cut(file, *ranges[2:])))
-        if len(image) != ranges[1]:
+        if (len(image), len(label)) != (ranges[1], ranges[3]):
             raise ShardError(f"{address} ends inside sample {key}, it has been truncated; fetch or write it again")
         return Sample(address, key, image, parse_label(label, key, address))
 

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from io import FileIO
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -110,9 +110,9 @@ def _written(file: FileIO, write: Callable[[], object]) -> None:
     try:
         write()
     except OSError as err:  # a full disk is no fault of the shard: another one would not fit either
-        raise ConfigError(
-            f"cannot write to the cache ({file.name}: {err.strerror}); choose another folder for the cache or make room"
-        ) from err
+        # A temporary file has a number for a name.
+        place, cure = (gettempdir(), "TMPDIR") if isinstance(file.name, int) else (file.name, "cache")
+        raise ConfigError(f"cannot write to {place} ({err.strerror}); make room, or choose another {cure}") from err
 
 
 def _downloaded(address: str, silence_s: float) -> Generator[bytes, None, None]:

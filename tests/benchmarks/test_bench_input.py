@@ -114,6 +114,18 @@ def test_bad_input_is_one_sentence(args, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_shards_without_photographs_are_refused(tmp_path, capsys):
+    """Pictures that the peers would not read, and shards that are not here, are named, status 2."""
+    path = write_tar(tmp_path / "png.tar", {"0.png": encoded(noise(0)), "0.cls": b"0"})
+
+    statuses = [main(["--shards", shards, "--json", f"{tmp_path}/i.json"]) for shards in (str(path), "http://x/a.tar")]
+
+    err = capsys.readouterr().err
+    assert statuses == [2, 2]
+    assert f"error: {path} holds no .jpg" in err
+    assert "error: shards must be local files, got http://x/a.tar; fetch it first" in err
+
+
 def test_missing_shards_are_refused(tmp_path, capsys):
     """A pattern that matches nothing is named, status 2."""
     status = main(["--shards", f"{tmp_path}/none-*.tar", "--json", f"{tmp_path}/input.json"])

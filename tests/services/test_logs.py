@@ -2,7 +2,9 @@ import json
 import logging
 
 import pytest
+from grpc import _common  # pyright: ignore[reportAttributeAccessIssue]
 
+from samix.mixer.v1 import mixer_pb2 as pb
 from services.logs import JsonFormatter, TextFormatter, setup_logging
 
 
@@ -55,3 +57,14 @@ def test_lines_go_to_stderr(log_format, capsys):
     err = capsys.readouterr().err
     assert "pass_failed" in err
     assert "ValueError: broken" in err
+
+
+def test_garbage_of_a_peer_is_one_line(capsys):
+    """What gRPC says of a message that it could not read takes one line; a traceback would look like our bug."""
+    setup_logging()
+
+    response = _common.deserialize(b"\xff" * 9, pb.MixResponse.FromString)
+
+    assert response is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ERROR grpc._common" in line

@@ -149,6 +149,8 @@ def test_an_archive_that_python_3_packed_is_read(tmp_path):
     [
         ("gone", "gone is neither file nor folder; give the .tar.gz of cifar10 or its folder"),
         ("cut", "is no complete archive .*; fetch it again"),
+        ("changed", "is no complete archive .*CRC check failed.*; fetch it again"),
+        ("damaged", "is no complete archive .*while decompressing.*; fetch it again"),
         ("other", "lacks cifar-10-batches-py/batches.meta; fetch the python version of cifar10"),
         ("empty folder", "batches.meta cannot be read .*; unpack the archive again"),
     ],
@@ -159,6 +161,12 @@ def test_an_archive_that_cannot_be_used_is_named(tmp_path, change, words):
     if change == "cut":
         write_archive(path, "cifar10", cifar_files("cifar10"))
         path.write_bytes(path.read_bytes()[:20000])
+    elif change in ("changed", "damaged"):
+        stored, packed = cifar_files("cifar10"), {"test_batch": " ".join(map(str, range(99_999))).encode()}
+        write_archive(path, "cifar10", stored if change == "changed" else packed)
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + b"\xff" * 20 + content[middle + 20 :])
     elif change == "other":
         write_archive(path, "cifar100", cifar_files("cifar100"))
     elif change == "empty folder":

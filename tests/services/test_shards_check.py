@@ -10,7 +10,6 @@ import pytest
 from shard_making import encoded, noise, real_data, write_noise_shards, write_tar
 from shard_server import serve_shards
 
-from services.shards.cache import ShardCache
 from services.shards.check import Report, ShardTask, check_shard, check_shards, describe
 from services.shards.cli import main
 from services.shards.index_file import IndexEntry, read_index
@@ -41,7 +40,7 @@ def check_one(path: Path, *, listed: bool = False, num_classes: int | None = Non
         shard=Shard(address=str(path)),
         entry=index.entry(str(path)) if index else None,
         num_classes=num_classes,
-        cache=ShardCache(),
+        patience=Patience(),
     )
     return check_shard(task)
 
@@ -149,15 +148,24 @@ def test_many_classes_are_summed_up():
     assert len(lines) == 2
 
 
-def test_remote_shards_are_checked_too(folder, tmp_path):
+def test_remote_shards_are_checked_too(folder):
     """A set behind HTTP is fetched and checked against the index beside it."""
     with serve_shards(folder) as site:
-        report, classes = check_shards(
-            [f"{site.url}/photos-train-{{000000..000002}}.tar"], cache=ShardCache(folder=tmp_path / "cache")
-        )
+        report, classes = check_shards([f"{site.url}/photos-train-{{000000..000002}}.tar"])
 
     assert report.problems == []
     assert (report.samples, classes) == (14, ("cat", "dog"))
+
+
+def test_a_check_looks_at_what_an_address_gives_now(folder):
+    """A remote set that was written anew is fetched anew, whatever was fetched before."""
+    with serve_shards(folder) as site:
+        pattern = [f"{site.url}/photos-train-{{000000..000002}}.tar"]
+        check_shards(pattern, num_processes=1)
+        write_shards(image_folder(folder.parent / "photos", seed=1), folder, samples_per_shard=5, overwrite=True)
+        report, _ = check_shards(pattern, num_processes=1)
+
+    assert report.problems == []
 
 
 @pytest.mark.parametrize(
@@ -193,7 +201,7 @@ def test_an_entry_without_size_or_checksum_promises_less(tmp_path):
     path = tmp_path / "noise-000000.tar"
     entry = IndexEntry(samples=3, num_bytes=None, sha256="")
 
-    report = check_shard(ShardTask(shard=Shard(address=str(path)), entry=entry, num_classes=None, cache=ShardCache()))
+    report = check_shard(ShardTask(shard=Shard(address=str(path)), entry=entry, num_classes=None, patience=Patience()))
 
     assert report.problems == []
     assert report.labels.total() == 3

@@ -115,6 +115,25 @@ def test_an_index_that_disagrees_is_refused(tmp_path, change, words):
         reader.read(0)
 
 
+@pytest.mark.parametrize("pattern", ["noise-*.tar", "{other,noise}-*.tar", "*.tar"])
+def test_a_listed_shard_that_a_glob_cannot_find_is_refused(tmp_path, monkeypatch, pattern):
+    """A set of which a shard was lost is not silently smaller: the index tells."""
+    monkeypatch.chdir(tmp_path)
+    write_noise_shards(tmp_path, [2, 3, 4])
+    write_tar(tmp_path / "other-0.tar", {"0.png": IMAGE, "0.cls": b"0"})
+    counts = {"noise-000000.tar": 2, "noise-000001.tar": 3, "noise-000002.tar": 4, "other-0.tar": 1, "val-0.tar": 1}
+    entries = [{"shard": name, "samples": count} for name, count in counts.items() if pattern != "*.tar" or count > 1]
+    tmp_path.joinpath("index.json").write_text(json.dumps({"splits": {"train": entries}}))
+    whole = open_shards(pattern)
+    (tmp_path / "noise-000001.tar").unlink()
+
+    with pytest.raises(ShardError, match=r"noise-000001.tar is not there, but the index beside it lists it \(1 such"):
+        open_shards(pattern)
+
+    assert open_shards("noise-{000000,000002}.tar").samples == (2, 4)
+    assert open_shards(pattern, tolerant=True).samples == whole.samples
+
+
 def test_a_damaged_index_is_refused(tmp_path):
     """An index that is no JSON is an error with a cure."""
     pattern = write_noise_shards(tmp_path, [2])
@@ -269,6 +288,18 @@ def test_a_shard_cut_while_it_is_read_is_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:1600])
         with pytest.raises(ShardError, match="ends inside sample 0001"):
             reader.read(1)
+
+
+def test_a_label_cut_while_it_is_read_is_no_other_label(tmp_path):
+    """A shard that shrinks inside a label of two digits gives an error, not the class of the first digit."""
+    path = write_tar(tmp_path / "a.tar", {"0.png": IMAGE, "0.cls": b"12"})
+    shards = open_shards(str(path))
+
+    with SampleReader(shards) as reader:
+        assert reader.read(0).label == 12
+        path.write_bytes(path.read_bytes()[: path.read_bytes().index(b"12\x00") + 1])
+        with pytest.raises(ShardError, match="ends inside sample 0"):
+            reader.read(0)
 
 
 def test_real_shards_hold_what_their_index_says():

@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import math
+import multiprocessing
 import signal
 import subprocess
 import sys
@@ -186,7 +188,9 @@ def test_a_negative_seed_is_refused(config):
         ({"padding": 8}, "padding must be smaller than image_size 8, got 8"),
         ({"crop_scale": (0.5, 0.1)}, r"crop_scale must be two shares, .* got \(0.5, 0.1\)"),
         ({"skip_budget": -1}, "skip_budget must not be negative, got -1"),
-        ({"cache_gb": 0.0}, "cache_gb must be positive, got 0.0"),
+        ({"cache_gb": 0.0}, "cache_gb must be positive and finite, got 0.0"),
+        ({"cache_gb": math.inf}, "cache_gb must be positive and finite, got inf"),
+        ({"cache_gb": math.nan}, "cache_gb must be positive and finite, got nan"),
         ({"eval_resize": 7}, "eval_resize must be 0 or at least image_size 8, got 7"),
     ],
 )
@@ -247,6 +251,19 @@ def test_micro_batches_of_unequal_size_are_refused(config, micro_batches):
         train_loader(config, seed=1, world_size=2, micro_batches=micro_batches)
 
 
+def test_closing_ends_the_workers_of_an_unfinished_epoch(config):
+    """No worker outlives its loader, even while somebody still holds the epoch that was left in its middle."""
+    before = set(multiprocessing.active_children())
+    with train_loader(dataclasses.replace(config, num_workers=1), seed=1) as loader:
+        batches = iter(loader)
+        next(batches)
+        workers = set(multiprocessing.active_children()) - before
+
+    assert workers
+    assert not workers & set(multiprocessing.active_children())
+    assert list(batches) == []
+
+
 def test_the_fingerprint_names_the_order(config, tmp_path):
     """Loaders whose order is the same have one fingerprint, whatever their ranks and workers; others differ."""
 
@@ -254,17 +271,38 @@ def test_the_fingerprint_names_the_order(config, tmp_path):
         with train_loader(config, seed=1, **options) as loader:
             return loader.fingerprint
 
-    (tmp_path / "more").mkdir()
+    for name in ("more", "renamed", "moved"):
+        (tmp_path / name).mkdir()
     more = write_noise_shards(tmp_path / "more", [25, 25, 11])
+    renamed = write_noise_shards(tmp_path / "renamed", [25, 25, 10])
+    (tmp_path / "renamed" / "noise-000000.tar").rename(tmp_path / "renamed" / "noise-000003.tar")
+    moved = write_noise_shards(tmp_path / "moved", [25, 25, 10])
     alike = {fingerprint(config), fingerprint(config, world_size=2), fingerprint(config, micro_batches=2)}
+    alike.add(fingerprint(dataclasses.replace(config, train=moved)))
     others = {
         fingerprint(dataclasses.replace(config, **change))
-        for change in ({"global_batch": 6}, {"window": 1}, {"lanes": 1}, {"train": more})
+        for change in ({"global_batch": 6}, {"window": 1}, {"lanes": 1}, {"train": more}, {"train": renamed})
     }
 
     assert len(alike) == 1
-    assert len(others) == 4
+    assert len(others) == 5
     assert not alike & others
+
+
+def test_the_fingerprint_tells_shards_of_other_content(config, tmp_path):
+    """Shards of the same names and sizes that an index gives other checksums are another set."""
+
+    def fingerprint(digit: str) -> str:
+        names = [f"noise-{number:06d}.tar" for number in range(3)]
+        entries = [
+            {"shard": name, "samples": count, "sha256": digit * 64}
+            for name, count in zip(names, [25, 25, 10], strict=True)
+        ]
+        tmp_path.joinpath("index.json").write_text(json.dumps({"splits": {"train": entries}}))
+        with train_loader(config, seed=1) as loader:
+            return loader.fingerprint
+
+    assert fingerprint("a") == fingerprint("a") != fingerprint("b")
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])

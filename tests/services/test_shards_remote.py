@@ -208,6 +208,16 @@ def test_a_set_written_anew_is_fetched_anew(site, folder, cache):
     assert read_all(open_shards(f"{site.url}/{NAMES[0]}", cache=cache)) == PICTURES[3:5]
 
 
+def test_without_checksums_the_size_tells_a_new_set(site, folder, cache):
+    """A shard of another size than the cached one is fetched anew when the index says only sizes."""
+    write_index(folder, sha256=None)
+    read_all(open_shards(f"{site.url}/{NAMES[0]}", cache=cache))
+    (folder / NAMES[0]).write_bytes((folder / NAMES[1]).read_bytes() + bytes(1024))
+    write_index(folder, sha256=None, samples=2)
+
+    assert read_all(open_shards(f"{site.url}/{NAMES[0]}", cache=cache)) == PICTURES[3:5]
+
+
 def test_the_cache_keeps_its_limit_and_what_was_used_last(site, folder, cache):
     """Beyond its limit the shards used longest ago leave; foreign files in the folder stay."""
     write_index(folder)
@@ -279,7 +289,8 @@ def test_a_full_disk_is_no_fault_of_the_shard(cache):
 
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
 
-    assert result.stdout.startswith("ConfigError cannot write to the cache")
+    assert result.stdout.startswith(f"ConfigError cannot write to {cache.folder}/")
+    assert "(File too large); make room, or choose another cache" in result.stdout
     assert list(cache.folder.iterdir()) == []
 
 

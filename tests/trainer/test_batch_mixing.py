@@ -230,6 +230,7 @@ def test_little_credit_costs_no_step(server: MixerServer):
 
     assert labels == list(range(6))
     assert rank.fallbacks == 0
+    assert rank.metrics.value("mixer_client_in_flight_bytes") == 0
 
 
 @pytest.mark.parametrize("first_batch", [1, 4])

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from samix.errors import ConfigError
-from trainer.checkpoint import load_checkpoint, save_checkpoint
+from trainer.checkpoint import BEST, CheckpointFolder, load_checkpoint, save_checkpoint
 
 
 class Hostile:
@@ -59,6 +59,28 @@ def test_values_that_cannot_be_saved_leave_the_old_one(tmp_path: Path):
 
     assert load_checkpoint(path)["epoch"] == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_remains_of_killed_writes_go(tmp_path: Path):
+    """What a process left that was killed in saving goes with the next checkpoint, or else would fill the disk."""
+    folder = CheckpointFolder(tmp_path, keep=2)
+    (tmp_path / "epoch-0000-step-0000007.pt.partial").write_bytes(b"half")
+
+    path = folder.save({}, epoch=0, step=9)
+
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_best_may_be_marked_again(tmp_path: Path):
+    """A run killed after it marked its best checkpoint marks it again, and later another: two files are there."""
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.save({}, epoch=0, step=9)
+    folder.mark_newest_best()
+    folder.mark_newest_best()
+
+    newest = folder.save({}, epoch=1, step=9)
+
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [BEST, newest.name]
 
 
 def test_missing(tmp_path: Path):

@@ -101,6 +101,18 @@ def test_ends_without_the_line(start):
         child.wait_for_line("ready ", WAIT_S)
 
 
+def test_notices_that_a_child_ended(start):
+    """A child counts as running until it ends; how it ended is then told like any failure."""
+    with start("import threading; print('up'); threading.Event().wait(60)") as child:
+        child.wait_for_line("up", WAIT_S)
+
+        child.check_running()
+        child.stop()
+
+        with pytest.raises(ChildFailed, match="`child` ended with status -15"):
+            child.check_running()
+
+
 def test_stops_a_stubborn_child_with_its_children(start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A child that ignores SIGTERM is killed after a while, with its own children in whatever session they are."""
     monkeypatch.setattr(children, "_STOP_GRACE_S", 0.2)

@@ -58,7 +58,11 @@ def test_evaluates_the_averaged_weights(run: Path):
     [
         (["--eval", "gone.pt"], "cannot read checkpoint gone.pt (No such file or directory); check the path"),
         (["--model.backbone.channels", "8", "16", "32", "64"], "is of another model (Error(s) in loading state_dict"),
-        (["--resume", "yes"], "--eval trains nothing, so there is nothing to go on with; leave out --resume yes"),
+        (
+            ["--resume", "yes"],
+            "--eval trains nothing, so there is nothing to go on with or start; leave out --resume yes",
+        ),
+        (["--overwrite"], "--eval trains nothing, so there is nothing to go on with or start; leave out --overwrite"),
     ],
 )
 def test_refuses(

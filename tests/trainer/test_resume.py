@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from logs import own_logging
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from training import OPENMIXUP_FLAGS, events_of, newest_checkpoint, summary_of
 
 from samix.mixing.artefact import load_mixer
 from trainer import epochs
 from trainer.checkpoint import BEST, load_checkpoint
 from trainer.cli import main
+from trainer.evaluate import Evaluation
 from trainer.methods.online import ARTEFACT
 from trainer.sample_trace import read_trace, trace_path
 from trainer.state import Place, Run
@@ -139,6 +141,24 @@ def test_sigterm_ends_a_run_behind_a_checkpoint(
     ) == (0, 2)
 
 
+def test_a_signal_ends_the_lingering_of_a_run_that_is_done(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Asked to stop during its last evaluation, a run ends well, at once, and withdraws its page's address."""
+    evaluate = epochs.evaluate_head
+
+    def killed(*args: Any) -> Evaluation:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+
+    monkeypatch.setattr(epochs, "evaluate_head", killed)
+
+    assert train(data, tmp_path, *CUTMIX, "--epochs", "1", "--metrics.linger-s", "1e6") == 0
+
+    assert summary_of(tmp_path)["epochs"] == 1
+    assert not (tmp_path / "prometheus-targets.json").exists()
+
+
 def test_last_checkpoints_and_the_best_are_kept(data: list[str], tmp_path: Path):
     """Of all checkpoints the last ones stay, and the one with the highest accuracy."""
     assert train(data, tmp_path, *CUTMIX, "--checkpoint.every-steps", "1", "--checkpoint.keep", "3") == 0
@@ -205,6 +225,17 @@ def test_overwrite_starts_anew(data: list[str], tmp_path: Path):
     assert len(events_of(tmp_path)) == 1
 
 
+def test_no_row_of_an_overwritten_run_is_resumed(data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A run that is killed before its first row and resumed has no row of the run it overwrote."""
+    assert train(data, tmp_path, *CUTMIX, "--log-every", "1") == 0
+    crash(monkeypatch, data, tmp_path, (0, 2), *CUTMIX, "--checkpoint.every-steps", "1", "--overwrite")
+
+    assert train(data, tmp_path, *CUTMIX, "--resume", "yes") == 0
+
+    assert events_of(tmp_path, "step") == []
+    assert [row["epoch"] for row in events_of(tmp_path)] == [1, 2, 3]
+
+
 def test_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(
     data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -219,8 +250,43 @@ def test_auto_starts_where_there_is_nothing_and_goes_on_where_there_is(
     ]
 
 
-def test_ranks_that_torchrun_restarts_go_on(data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Started again by torchrun, a run needs no flag to go on from its checkpoint."""
+@pytest.fixture
+def agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Offer the store of a torchrun that outlives its ranks."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    offered = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    for name, value in offered.items():
+        monkeypatch.setenv(name, str(value))
+    yield
+    del store
+
+
+@pytest.mark.usefixtures("agent")
+@pytest.mark.parametrize("flags", [[], ["--overwrite"]], ids=["new", "overwrite"])
+@pytest.mark.parametrize("count", ["0", "1"], ids=["lost elsewhere", "lost here"])
+def test_ranks_that_torchrun_restarts_go_on(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], count: str
+):
+    """Started again by torchrun, whichever machine lost a rank, a run goes on from its checkpoint without a flag."""
+    crash(monkeypatch, data, tmp_path, (1, 1), *CUTMIX, *EVERY_STEP, *flags)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+
+    assert train(data, tmp_path, *CUTMIX, *EVERY_STEP, *flags) == 0
+
+    assert summary_of(tmp_path)["steps"] == EPOCHS * STEPS - (STEPS + 1)
+
+
+@pytest.mark.usefixtures("agent")
+def test_a_refused_folder_stays_refused(data: list[str], done: Path, monkeypatch: pytest.MonkeyPatch):
+    """torchrun starts ranks that refused a folder again, and they refuse it again: its run is not theirs."""
+    assert train(data, done, *CUTMIX, "--epochs", "9") == 2
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+
+    assert train(data, done, *CUTMIX, "--epochs", "9") == 2
+
+
+def test_restarts_without_a_store_are_counted(data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where torchrun offers no store that outlives the ranks, its count of restarts tells that the run is theirs."""
     crash(monkeypatch, data, tmp_path, (1, 1), *CUTMIX, *EVERY_STEP)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
 

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help setup quickstart test test-all check format protos lock bench bench-steps bench-input up down clean
+.PHONY: help setup quickstart test test-all check format protos lock bench bench-steps bench-input bench-overlap up down clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -49,6 +49,10 @@ bench-steps: $(READY)  ## what a training step costs with each way of mixing; AR
 PHOTOS ?= ../shared/data/imagenet-like/native/*-train-*.tar
 bench-input: $(READY)  ## training images a core loads, beside webdataset; PHOTOS='photos-*.tar' names the shards
 	$(BIN)/python -m benchmarks.input --shards '$(PHOTOS)' $(ARGS)
+
+SMALL_PHOTOS ?= ../shared/data/imagenet-like/imagenette224/*-train-*.tar
+bench-overlap: $(READY)  ## whether mixing hides behind the step; SMALL_PHOTOS='photos-*.tar' names the shards
+	$(BIN)/python -m benchmarks.overlap --shards '$(SMALL_PHOTOS)' $(ARGS)
 
 up: $(READY)  ## start a mixer server in the background with the mixers of this repository; ARGS="--grpc-port 9001"
 	@deploy/local-server.sh up $(ARGS)

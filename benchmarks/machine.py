@@ -50,7 +50,7 @@ def process_cpu_s(process_id: int) -> float:
     """Read the processor time of another process, which Python offers for its own and for ended ones only.
 
     Raises:
-        OSError: if there is no such process.
+        ProcessLookupError: if there is none.
     """
     libc, clock = ctypes.CDLL(None), ctypes.c_int()
     if error := libc.clock_getcpuclockid(process_id, ctypes.byref(clock)):

@@ -1,15 +1,14 @@
 """Runs in processes of their own that are killed at random steps: nothing is lost, repeated or changed."""
 
 import json
-import os
 import random
-import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training import events_of, processes_of, survivors, torchrun, write_pictures
+from faults import When, kill_run
+from training import events_of, survivors, torchrun, write_pictures
 
 from services.cli import ProgramFailed
 from trainer.children import start_child
@@ -51,25 +50,9 @@ def train(
         child.wait(LIMIT_S, hear)
 
 
-class Killer:
-    """Kills processes of a run with -9 when its log shows a step: just before its checkpoint, or some time after it."""
-
-    def __init__(self, out: Path, epoch: int, step: int, *, rank: int | None = None) -> None:
-        self._mark = f" step epoch={epoch} step={step} "
-        self._out = out
-        self._rank = rank
-        self.killed = 0
-
-    def __call__(self, line: str) -> None:
-        if self._mark in line and not self.killed:
-            for process_id in processes_of(str(self._out)):
-                if self._rank is None or f"RANK={self._rank}" in environment_of(process_id):
-                    os.kill(process_id, signal.SIGKILL)
-                    self.killed += 1
-
-
-def environment_of(process_id: int) -> list[str]:
-    return Path(f"/proc/{process_id}/environ").read_text().split("\0")
+def mark(epoch: int, step: int) -> str:
+    """What the log shows of a step, just before its checkpoint or some time after it."""
+    return f" step epoch={epoch} step={step} "
 
 
 def losses(out: Path) -> list[tuple[int, int, float]]:
@@ -101,12 +84,12 @@ def test_killed_anywhere_and_resumed(shards: list[str], whole: dict[int, Path], 
     draw = random.Random(f"kill {number}")
     before, after = [(1, 1), (2, 2), (2, 1), (1, 2)][number % 4]
     step = draw.randrange(4, EPOCHS * STEPS)
-    out = tmp_path / "run"
-    killer = Killer(out, 1 + step // STEPS, 1 + step % STEPS)
+    out, killed = tmp_path / "run", list[int]()
+    kill = When(mark(1 + step // STEPS, 1 + step % STEPS), lambda: killed.append(kill_run(str(out))))
 
     with pytest.raises(ProgramFailed, match="ended with status -9"):
-        train(shards, out, before, hear=killer)
-    assert killer.killed > before
+        train(shards, out, before, hear=kill)
+    assert killed[0] > before
     assert survivors(str(out)) == {}
     train(shards, out, after, "--resume", "yes")
 
@@ -120,12 +103,12 @@ def test_killed_anywhere_and_resumed(shards: list[str], whole: dict[int, Path], 
 
 def test_torchrun_goes_on_without_a_hand(shards: list[str], whole: dict[int, Path], tmp_path: Path):
     """A rank killed with -9 costs the steps since the last checkpoint: torchrun restarts the group, which goes on."""
-    out = tmp_path / "run"
-    killer = Killer(out, 2, 5, rank=1)
+    out, killed = tmp_path / "run", list[int]()
+    kill = When(mark(2, 5), lambda: killed.append(kill_run(str(out), rank=1)))
 
-    train(shards, out, 2, restarts=1, hear=killer)
+    train(shards, out, 2, restarts=1, hear=kill)
 
-    assert killer.killed == 1
+    assert killed == [1]
     assert losses(out) == losses(whole[2])
     assert positions(out) == positions(whole[2])
     assert json.loads((out / "summary.json").read_text())["world_size"] == 2

@@ -1,18 +1,15 @@
 """Two ranks that torchrun started, on a real mixer server."""
 
-import os
-import signal
 from contextlib import ExitStack
 from pathlib import Path
-from urllib.request import urlopen
 
 import pytest
+from faults import ServerProcess, When, run_ranks, server_process
 from serving import serve, tiny_mixer
 from training import (
     events_of,
     images_mixed,
     page_value,
-    processes_of,
     summary_of,
     survivors,
     torchrun,
@@ -50,64 +47,33 @@ def test_two_ranks_share_a_server(data: list[str], tmp_path: Path):
     assert survivors(str(tmp_path)) == {}
 
 
-class Outage:
-    """Kills the server after the first epoch, and starts one on the same port when both ranks noticed."""
-
-    def __init__(self, artefact: Path, folder: Path, servers: ExitStack) -> None:
-        self._flags = ["--mixers", str(artefact), "--num-threads", "1", "--http-port", "0", "--metrics-port", "0"]
-        self._folder = folder
-        self._servers = servers
-        self.grpc, self.metrics = self._start("0")
-        self.lost: list[str] = []
-        self.back: list[str] = []
-        self._is_killed = False
-
-    def hear(self, line: str) -> None:
-        """Act on a line of the ranks' log."""
-        if " epoch epoch=1 " in line and not self._is_killed:
-            self._is_killed = True
-            (server,) = processes_of(f"mixer_server --mixers {self._flags[1]}")
-            os.kill(server, signal.SIGKILL)
-        if " mixer_lost " in line:
-            self.lost.append(line)
-            if len(self.lost) == 2:
-                _, self.metrics = self._start(self.grpc.rpartition(":")[2])
-        if " mixer_back " in line:
-            self.back.append(line)
-
-    def _start(self, port: str) -> tuple[str, str]:
-        log = self._folder / f"server-{port}.log"
-        server = self._servers.enter_context(start_child("mixer_server", [*self._flags, "--grpc-port", port], log))
-        words = server.wait_for_line("ready ", LIMIT_S).split()[1:]
-        addresses = dict(word.split("=", 1) for word in words)
-        return addresses["grpc"], addresses["metrics"]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_killed_server_costs_no_step(artefact: Path, tmp_path: Path):
     """A server that is killed in mid-run costs fallback batches, no step and no hang; a new one is used again."""
     out, steps = tmp_path / "run", 50 * 15
     train, val = write_pictures(tmp_path / "train.tar", 1000), write_pictures(tmp_path / "val.tar", 30)
+    replacements: list[ServerProcess] = []
     with ExitStack() as servers:
-        outage = Outage(artefact, tmp_path, servers)
-        data = ["--data.train", train, "--data.val", val, "--out", str(out), "--epochs", "50"]
-        flags = torchrun(*data, "--mixing.endpoint", outage.grpc)
-        ranks = servers.enter_context(start_child("torch.distributed.run", flags, tmp_path / "train.log"))
+        first = servers.enter_context(server_process(artefact, tmp_path))
+        port = first.grpc.rpartition(":")[2]
 
-        ranks.wait(200, outage.hear)
+        def replace() -> None:
+            replacements.append(servers.enter_context(server_process(artefact, tmp_path, port=port)))
 
-        with urlopen(f"http://{outage.metrics}/metrics") as page:
-            mixed_again = page_value(page.read().decode(), "mixer_images_total")
+        flags = ["--data.train", train, "--data.val", val, "--out", str(out), "--epochs", "50"]
+        faults = When(" epoch epoch=1 ", first.kill), When(" mixer_lost ", replace, count=2)
+        ended = run_ranks([*flags, "--mixing.endpoint", first.grpc], tmp_path / "logs", *faults, limit_s=200)
+        mixed_again = replacements[0].images_mixed()
 
+    assert ended.status == 0, ended.logs
     summary = summary_of(out)
     fallbacks = [rank["fallbacks"] for rank in summary["ranks"]]
     assert [rank["steps"] for rank in summary["ranks"]] == [steps, steps]
     assert summary["images"] == steps * 64
     assert all(0 < count < steps for count in fallbacks)
     assert sum(epoch["fallbacks"] for epoch in events_of(out)) == summary["fallbacks"] == sum(fallbacks)
-    assert {word for line in outage.lost for word in line.split() if word.startswith("rank=")} == {"rank=0", "rank=1"}
-    assert {word for line in outage.back for word in line.split() if word.startswith("rank=")} == {"rank=0", "rank=1"}
+    assert ended.count("mixer_lost") == ended.count("mixer_back") == [1, 1]
     assert 0 < mixed_again <= summary["images"] - 32 * sum(fallbacks)
     for rank, count in enumerate(fallbacks):
         page = (out / f"metrics-rank{rank}.txt").read_text()

@@ -82,6 +82,12 @@ class TrainConfig:
             raise ConfigError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be at least 0 and below 1, got {self.ema_decay}; 0 keeps no average")
+        if self.optimiser.warmup_epochs >= self.epochs:
+            warmup = self.optimiser.warmup_epochs
+            raise ConfigError(
+                f"a warm-up of {warmup:g} epochs leaves nothing of {self.epochs} to train at its rate; raise --epochs or "
+                "lower --optimiser.warmup-epochs"
+            )
         if self.overwrite and self.resume != "no":
             raise ConfigError(f"--overwrite starts anew and --resume {self.resume} goes on; give one of them")
         if self.eval is not None and (self.overwrite or self.resume != "no"):

@@ -44,6 +44,8 @@ from trainer.world import World, join_world
 
 log = logging.getLogger(__name__)
 
+_REPEATED_SIGNAL_S = 2.0
+
 
 class RankLost(ProgramFailed):
     """Another rank ended, and this one cannot go on without it."""
@@ -170,7 +172,7 @@ def _train(run: Run, checkpoint: Path | None, signals: ExitStack) -> StopRequest
     network = _prepared(run.method, run.config, run.world)
     # Caught to the end. torchrun sends SIGTERM to ranks that lost another one, and they would die of it before they
     # said why, while workers of their loaders end; and of a run that is done only the lingering is left to be stopped.
-    request = signals.enter_context(stop_on_signals())
+    request = signals.enter_context(stop_on_signals(repeats_s=_REPEATED_SIGNAL_S))
     evaluation = train_epochs(run, network, place, StopVote(request, run.world))
     _finish(run, evaluation)
     return request

@@ -61,8 +61,19 @@ class Run:
 
 
 def save(run: Run, place: Place) -> Path:
-    """Write the checkpoint that `restore` takes up again; rank 0 alone calls it."""
+    """Write the checkpoint that `restore` takes up again; rank 0 alone calls it.
+
+    Raises:
+        ConfigError: if weights are no numbers any more, as after a step in which another rank's loss was none: all that
+            went on from them would fail.
+        OSError: if it cannot be written.
+    """
     started = time.monotonic()
+    for name, weights in run.method.classifier.state_dict().items():
+        if not weights.isfinite().all():
+            raise ConfigError(
+                f"{name} is no longer finite, so nothing was saved; lower --optimiser.lr, or resume earlier"
+            )
     state = {
         "epoch": place.epoch,
         "step": place.step,

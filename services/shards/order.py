@@ -116,7 +116,7 @@ def split_steps(steps: np.ndarray, micro_batches: int) -> np.ndarray:
     batch_size = steps.shape[1]
     if micro_batches < 1 or batch_size % micro_batches:
         raise ConfigError(
-            f"{micro_batches} batches cannot share the {batch_size} samples that a rank has of each step; "
+            f"a step cannot accumulate {micro_batches} batches of the {batch_size} samples that a rank has of it; "
             f"choose a divisor of {batch_size}, or another global batch"
         )
     return steps.reshape(-1, batch_size // micro_batches)

@@ -246,7 +246,7 @@ def test_micro_batches_share_the_samples_of_a_step(config, world_size):
 @pytest.mark.parametrize("micro_batches", [0, 5])
 def test_micro_batches_of_unequal_size_are_refused(config, micro_batches):
     """A number of batches that does not divide a rank's samples of a step is an error with both numbers."""
-    words = f"{micro_batches} batches cannot share the 6 samples .*; choose a divisor of 6"
+    words = f"cannot accumulate {micro_batches} batches of the 6 samples .*; choose a divisor of 6"
     with pytest.raises(ConfigError, match=words):
         train_loader(config, seed=1, world_size=2, micro_batches=micro_batches)
 

@@ -52,7 +52,16 @@ def servers() -> Iterator[dict[bool, MixerServer]]:
 def test_starts(name: str, shards: list[str], servers: dict[bool, MixerServer], tmp_path: Path):
     """A step on random weights, mixed as the recipe has it, leaves a finite loss, a checkpoint and a summary."""
     _, config = RECIPES[name]
-    flags = ["--data.global-batch", str(PICTURES), "--data.num-workers", "0", "--epochs", "1"]
+    flags = [
+        "--data.global-batch",
+        str(PICTURES),
+        "--data.num-workers",
+        "0",
+        "--epochs",
+        "1",
+        "--optimiser.warmup-epochs",
+        "0",
+    ]
     endpoint = servers[config.data.image_size > 64].addresses["grpc"]
     flags += ["--mixing.endpoint", endpoint, "--mixing.deadline-s", "60", "--device", "cpu"]
     if not isinstance(config.model.weights, str):

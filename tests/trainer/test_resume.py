@@ -159,6 +159,26 @@ def test_a_signal_ends_the_lingering_of_a_run_that_is_done(
     assert not (tmp_path / "prometheus-targets.json").exists()
 
 
+def test_weights_that_are_no_numbers_are_not_saved(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Where another rank's loss broke the weights of all, no checkpoint is left that every later start fails on."""
+
+    def break_and_save(run: Run, place: Place) -> Path:
+        if place.step == 2:
+            run.method.classifier.backbone.get_parameter("conv1.weight").data[0] = float("nan")
+        return save(run, place)
+
+    save = epochs.save
+    monkeypatch.setattr(epochs, "save", break_and_save)
+
+    status = train(data, tmp_path, *CUTMIX, *EVERY_STEP)
+
+    assert status == 2
+    assert "error: backbone.conv1.weight is no longer finite, so nothing was saved" in capsys.readouterr().err
+    assert newest_checkpoint(tmp_path).name == "epoch-0000-step-0000001.pt"
+
+
 def test_last_checkpoints_and_the_best_are_kept(data: list[str], tmp_path: Path):
     """Of all checkpoints the last ones stay, and the one with the highest accuracy."""
     assert train(data, tmp_path, *CUTMIX, "--checkpoint.every-steps", "1", "--checkpoint.keep", "3") == 0

@@ -129,6 +129,7 @@ def test_a_loss_that_is_no_number(data: list[str], tmp_path: Path, capsys: pytes
         (["--optimiser.momentum", "2"], "optimiser.momentum must be at least 0 and below 1, got 2.0"),
         (["--metrics.port", "-1"], "metrics.port must lie in 0..65000, got -1"),
         (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--optimiser.warmup-epochs", "25"], "a warm-up of 25 epochs leaves nothing of 1 to train at its rate"),
         (["--seed", "-3"], "seed must not be negative, got -3"),
         (["--model.backbone.name", "resnet1"], "timm knows no backbone 'resnet1'"),
         (["--objective.clean-weight", "-1"], "clean_weight must be a number of at least 0, got -1.0"),

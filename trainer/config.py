@@ -85,8 +85,8 @@ class TrainConfig:
         if self.optimiser.warmup_epochs >= self.epochs:
             warmup = self.optimiser.warmup_epochs
             raise ConfigError(
-                f"a warm-up of {warmup:g} epochs leaves nothing of {self.epochs} to train at its rate; raise --epochs or "
-                "lower --optimiser.warmup-epochs"
+                f"a warm-up of {warmup:g} epochs leaves nothing of {self.epochs} to train at its rate; raise --epochs "
+                "or lower --optimiser.warmup-epochs"
             )
         if self.overwrite and self.resume != "no":
             raise ConfigError(f"--overwrite starts anew and --resume {self.resume} goes on; give one of them")

@@ -97,7 +97,7 @@ class Replicas:
     def _note(self, replica: _Replica, call: Any) -> None:
         if call.code() in _LOST:
             self._set_down(replica, call.code())
-        elif call.code() is not grpc.StatusCode.CANCELLED:  # by us: that tells nothing
+        elif call.code() is not grpc.StatusCode.CANCELLED:  # mostly by us, so it tells nothing
             self._set_up(replica)
 
     def _set_down(self, replica: _Replica, code: grpc.StatusCode) -> None:

@@ -23,6 +23,9 @@ from samix.status import from_rpc_error
 
 RetryReason = Literal["unavailable", "overloaded", "timeout"]
 
+# A server that is stopped at once cancels what it was answering. Where we closed the connection ourselves, sending again
+# fails at once.
+_WORTH_ANOTHER = (MixerUnavailable, MixerTimeout, MixerCancelled)
 _GRACE_S = 1.0  # gRPC reports a passed deadline itself, a little later
 _jitter = random.SystemRandom()  # leaves the seeded generators alone, and differs between forks
 
@@ -116,6 +119,8 @@ class RetryingCall:
             self._observer.received(response.ByteSize(), self.answer_s)
             self._settle(response)
             return
+        if self._answer.done():  # by `cancel`, or the deadline
+            return
         error = from_rpc_error(attempt, self._target)
         pause_s = self._pause_s(error)
         if pause_s is None:
@@ -132,7 +137,7 @@ class RetryingCall:
         self._backoff_s = min(self._backoff_s * self._policy.factor, self._policy.max_backoff_s)
         if isinstance(error, MixerOverloaded):
             pause_s = max(pause_s, error.retry_after_s)
-        elif not isinstance(error, MixerUnavailable | MixerTimeout) or self._is_exhausted():
+        elif not isinstance(error, _WORTH_ANOTHER) or self._is_exhausted():
             return None
         return pause_s if time.monotonic() + pause_s < self._deadline else None
 

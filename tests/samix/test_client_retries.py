@@ -51,6 +51,17 @@ def test_retries_work_for_large_batches(running: tuple[ScriptedServicer, str]) -
     assert min(tally.sent_bytes) > 9_600_000
 
 
+def test_a_mix_that_the_server_cancels_is_sent_again(running: tuple[ScriptedServicer, str]) -> None:
+    """CANCELLED that nobody here asked for, as a server stopped at once answers, costs an attempt and not the batch."""
+    servicer, target = running
+    servicer.faults.append(grpc.StatusCode.CANCELLED)
+
+    with connect(target, config=QUICK) as remote:
+        remote.mix(IMAGES, seed=1)
+
+    assert servicer.num_calls == 2
+
+
 def test_attempts_are_limited(running: tuple[ScriptedServicer, str]) -> None:
     """After the last attempt the error of the server is raised, with its address."""
     servicer, target = running

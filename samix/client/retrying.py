@@ -23,8 +23,8 @@ from samix.status import from_rpc_error
 
 RetryReason = Literal["unavailable", "overloaded", "timeout"]
 
-# A server that is stopped at once cancels what it was answering. Where we closed the connection ourselves, sending again
-# fails at once.
+# A server that is stopped at once cancels what it was answering. Where we closed the connection ourselves, the next
+# attempt fails at once.
 _WORTH_ANOTHER = (MixerUnavailable, MixerTimeout, MixerCancelled)
 _GRACE_S = 1.0  # gRPC reports a passed deadline itself, a little later
 _jitter = random.SystemRandom()  # leaves the seeded generators alone, and differs between forks

@@ -19,6 +19,9 @@ from trainer.summary import FALLBACKS
 
 log = logging.getLogger(__name__)
 
+_FOR_CURVES = {"lr", "cross_entropy", "calibration_error"}
+"""What log.jsonl holds of an epoch and its line in the log does not, which people read."""
+
 
 def train_epochs(run: Run, network: nn.Module, place: Place, vote: StopVote) -> Evaluation:
     """Train from a place on to the end of the run; every rank calls it. Returns the last evaluation.
@@ -113,7 +116,8 @@ def _evaluate(run: Run, place: Place, fallbacks: float) -> Evaluation:
     run.metrics.epoch.set(place.epoch + 1)
     run.metrics.accuracy.set(evaluation.top1)
     if run.world.is_main:
-        log.info("epoch", extra={"epoch": place.epoch + 1, "of": run.config.epochs, **row})
+        told = {name: value for name, value in row.items() if name not in _FOR_CURVES}
+        log.info("epoch", extra={"epoch": place.epoch + 1, "of": run.config.epochs, **told})
         figures = place.tally.whole.figure_averages()
         run.method.epoch_done(figures, progress=(place.epoch + 1) / run.config.epochs)
         if is_best:

@@ -28,19 +28,22 @@ RUN_MARK = "FAULTS_TEST_RUN"
 
 
 class When:
-    """Hears a log, and acts once: when so many lines have held a mark."""
+    """Hears a log, and acts once: when some line has held the mark, each of them where there are several."""
 
-    def __init__(self, mark: str, act: Callable[[], object], *, count: int = 1) -> None:
-        self._mark = mark
+    def __init__(self, marks: str | tuple[str, ...], act: Callable[[], object]) -> None:
+        self._missing = {marks} if isinstance(marks, str) else set(marks)
         self._act = act
-        self._left = count
 
     def __call__(self, line: str) -> None:
         """Hear a line."""
-        if self._left and self._mark in line:
-            self._left -= 1
-            if not self._left:
-                self._act()
+        heard = {mark for mark in self._missing if mark in line}
+        self._missing -= heard
+        if heard and not self._missing:
+            self._act()
+
+
+BOTH_LOST = (" mixer_lost rank=0 ", " mixer_lost rank=1 ")
+"""Marks: both ranks have noticed that the mixer does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from faults import (
+    BOTH_LOST,
     Ended,
     Fault,
     When,
@@ -151,12 +152,13 @@ def test_an_erring_server(shards: list[str], tmp_path: Path, fault: Fault):
     with erring_server() as (mixer, address):
         flags = flags_of(shards, tmp_path / "run", epochs, *on_server(address), "--mixing.deadline-s", "2")
         begin = When(IN_MID_EPOCH, lambda: setattr(mixer, "fault", fault))
-        end = When(" mixer_lost ", lambda: setattr(mixer, "fault", None), count=2)
+        end = When(BOTH_LOST, lambda: setattr(mixer, "fault", None))
         ended = run_ranks(flags, tmp_path / "logs", begin, end, limit_s=LIMIT_S)
 
     ranks = assert_went_through(ended, tmp_path / "run", epochs)
     assert all(rank["fallbacks"] > 0 for rank in ranks)
-    assert ended.count("mixer_back") == [1, 1]
+    # A rank may be answered in between, and lose the mixer again before the other has noticed.
+    assert ended.count("mixer_back") == ended.count("mixer_lost")
     assert remains_of(tmp_path / "logs") == {}
 
 

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from faults import ServerProcess, When, run_ranks, server_process
+from faults import BOTH_LOST, ServerProcess, When, run_ranks, server_process
 from serving import serve, tiny_mixer
 from training import (
     events_of,
@@ -62,7 +62,7 @@ def test_a_killed_server_costs_no_step(artefact: Path, tmp_path: Path):
             replacements.append(servers.enter_context(server_process(artefact, tmp_path, port=port)))
 
         flags = ["--data.train", train, "--data.val", val, "--out", str(out), "--epochs", "50"]
-        faults = When(" epoch epoch=1 ", first.kill), When(" mixer_lost ", replace, count=2)
+        faults = When(" epoch epoch=1 ", first.kill), When(BOTH_LOST, replace)
         ended = run_ranks([*flags, "--mixing.endpoint", first.grpc], tmp_path / "logs", *faults, limit_s=200)
         mixed_again = replacements[0].images_mixed()
 

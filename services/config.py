@@ -82,10 +82,27 @@ def parse_recipe(
     return name, _parse(type(recipe), program, args, environ, usage=usage, about=about, default=recipe)
 
 
+def resolved(config: Any) -> dict[str, Any]:
+    """Spell every value of a config (a dataclass) in the types of JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
 def write_resolved(config: Any, path: Path) -> None:
     """Write every value of a config (a dataclass) as JSON, for a person or `jq` to read next to a run's outputs."""
     with naming(path):
-        path.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(resolved(config), indent=2, ensure_ascii=False) + "\n")
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Name the settings, such as `optimiser.lr`, that two resolved configs do not share, with both values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in sorted(before.keys() | after.keys()):
+        one, other = before.get(name), after.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            found |= differences(one, other, f"{prefix}{name}.")
+        elif one != other:
+            found[f"{prefix}{name}"] = one, other
+    return found
 
 
 def _parse(

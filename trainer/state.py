@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samix.errors import ConfigError
+from services.config import differences, resolved
 from services.shards.loader import EvalLoader, TrainLoader
 from trainer.checkpoint import CheckpointFolder, load_checkpoint
 from trainer.config import TrainConfig
@@ -20,6 +21,9 @@ from trainer.update import Update
 from trainer.world import World
 
 log = logging.getLogger(__name__)
+
+_OF_A_START = {"resume", "overwrite"}
+"""Settings that say how a run starts, not what it does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +83,7 @@ def save(run: Run, place: Place) -> Path:
         "step": place.step,
         "tally": place.tally.state_dict(),
         "recipe": run.recipe,
+        "config": resolved(run.config),
         "seed": run.config.seed,
         "order": run.train.fingerprint,
         "model": run.method.classifier.state_dict(),
@@ -116,7 +121,16 @@ def restore(run: Run, path: Path) -> Place:
     if run.world.is_main:
         cut_traces(run.config.out, epoch=place.epoch, step=place.step)
         log.info("resumed", extra={"checkpoint": str(path), "epochs_done": place.epoch, "steps_done": place.step})
+        _tell_changes(state["config"], run.config)
     return place
+
+
+def _tell_changes(before: dict[str, Any], config: TrainConfig) -> None:
+    """Say which settings are others than those of the checkpoint; they may be meant, such as another server."""
+    changed = differences(before, resolved(config))
+    told = [f"{name} {was} -> {now}" for name, (was, now) in changed.items() if name not in _OF_A_START]
+    if told:
+        log.warning("resumed_with_other_settings", extra={"changed": ", ".join(told)})
 
 
 def _check_belongs(state: dict[str, Any], run: Run, path: Path) -> None:

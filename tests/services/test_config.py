@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from samix.errors import ConfigError
-from services.config import parse_config, parse_recipe, write_resolved
+from services.config import differences, parse_config, parse_recipe, write_resolved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,3 +236,11 @@ def test_resolved_config_reads_back_as_the_same_config(tmp_path):
     lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
     assert Config(**{**values, **lists}, mixing=budget) == config
     assert values.keys() | {"mixing"} == {entry.name for entry in dataclasses.fields(Config)}
+
+
+def test_differences_name_settings_by_their_path():
+    """Settings that differ, at any depth, are named like their flags, with both values."""
+    before = {"lr": 0.1, "data": {"train": "a.tar", "size": [1, 2]}, "gone": 1}
+    after = {"lr": 0.1, "data": {"train": "b.tar", "size": [1, 2]}, "new": {"x": 1}}
+
+    assert differences(before, after) == {"data.train": ("a.tar", "b.tar"), "gone": (1, None), "new": (None, {"x": 1})}

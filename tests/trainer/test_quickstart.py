@@ -91,7 +91,7 @@ def test_leaves_no_process_when_it_is_interrupted(tmp_path: Path, number: signal
     running: list[int] = []
 
     def interrupt(line: str) -> None:
-        if line.strip().startswith("epoch epoch=1 ") and line.endswith("of=500"):
+        if line.strip().startswith("epoch epoch=1 of=500 "):
             running.extend(processes_of(str(out)))
             (program,) = processes_of(f"samix quickstart --out {out}")
             os.kill(program, number)

@@ -220,6 +220,21 @@ def test_what_cannot_be_resumed(
     assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_other_settings_are_told(
+    data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A run that goes on with other settings than it had says which, with both values; else it says nothing."""
+    crash(monkeypatch, data, tmp_path, (1, 1), *CUTMIX, *EVERY_STEP)
+    told = []
+
+    for flags in ([], ["--optimiser.lr", "0.2"]):
+        assert train(data, tmp_path, *CUTMIX, *EVERY_STEP, "--resume", "yes", *flags) == 0
+        lines = capsys.readouterr().err.splitlines()
+        told.append([line.partition(" changed=")[2] for line in lines if " resumed_with_other_settings " in line])
+
+    assert told == [[], ['"optimiser.lr 0.1 -> 0.2"']]
+
+
 def test_checkpoints_are_not_overwritten_unasked(data: list[str], done: Path, capsys: pytest.CaptureFixture[str]):
     """A new run in the folder of an earlier one is refused; its checkpoints stay."""
     before = sorted((done / "checkpoints").iterdir())

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from services.addresses import format_address
+from services.files import replace_text
 from trainer.metrics import MetricsConfig
 from trainer.world import World
 
@@ -37,18 +38,13 @@ def announce_pages(out: Path, run: str, config: MetricsConfig, port: int, world:
     targets = world.gather(format_address(_reachable_host(config), port))
     path = out / FILE_NAME
     if world.is_main:
-        _write(path, [{"targets": targets, "labels": {"job": "samix-trainer", "run": run}}])
+        groups = [{"targets": targets, "labels": {"job": "samix-trainer", "run": run}}]
+        replace_text(path, json.dumps(groups, indent=2) + "\n")
     try:
         yield
     finally:
         if world.is_main:
             path.unlink(missing_ok=True)
-
-
-def _write(path: Path, groups: list[dict[str, object]]) -> None:
-    temporary = path.with_suffix(".json.partial")  # which no pattern *.json of a Prometheus matches
-    temporary.write_text(json.dumps(groups, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def _reachable_host(config: MetricsConfig) -> str:

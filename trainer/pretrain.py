@@ -17,10 +17,9 @@ from services.shards.loader import TrainLoader, train_loader
 from services.shards.reader import count_classes
 from trainer.export import Origin, export_mixer, first_pictures
 from trainer.loop import Step, Stepping, train_epoch
-from trainer.methods.config import needs_clean_head
+from trainer.methods.build import build_co_training
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
-from trainer.model import build_classifier
 from trainer.optimise import RunLength
 from trainer.planning import Planning
 from trainer.pretrain_config import PRETRAIN_RECIPES, PretrainConfig
@@ -57,7 +56,15 @@ def pretrain(recipe: str, config: PretrainConfig) -> None:
     data = DataConfig(**asdict(config.loading), train=config.data, val=config.data, num_classes=num_classes)
     with train_loader(data, seed=config.seed) as loader:
         length = RunLength(steps_per_epoch=loader.steps_per_epoch, epochs=config.epochs)
-        method = _co_training(config, num_classes, length.total_steps).to(world.device)
+        method = build_co_training(
+            config.model,
+            config.online,
+            config.objective,
+            num_classes=num_classes,
+            image_size=config.loading.image_size,
+            seed=config.seed,
+            total_steps=length.total_steps,
+        ).to(world.device)
         parts = method.parts(config.optimiser, config.online.mixer_optimiser)
         scales_loss = config.precision == "fp16"
         pretraining = _Pretraining(
@@ -75,15 +82,6 @@ def pretrain(recipe: str, config: PretrainConfig) -> None:
     write_resolved(config, config.out.with_suffix(".config.json"))
     origin = Origin(recipe=recipe, data=config.data, epochs=config.epochs, seed=config.seed)
     export_mixer(config.out, method.online.freeze(config.mixer_name), pictures, origin)
-
-
-def _co_training(config: PretrainConfig, num_classes: int, total_steps: int) -> CoTraining:
-    clean_head = needs_clean_head(config.online, config.objective)
-    classifier = build_classifier(config.model, num_classes, seed=config.seed, clean_head=clean_head)
-    spec = config.online.mixer_spec(config.model, config.loading.image_size)
-    return CoTraining.build(
-        classifier, spec, config.online, config.objective, seed=config.seed, total_steps=total_steps
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from samix.errors import ConfigError
-from services.files import naming
+from services.files import naming, replace_text
 
 Row = dict[str, Any]
 
@@ -54,7 +54,7 @@ class RunLog:
         self.rows = [row for row in rows if _is_done(row, epoch, step)]
         self._started -= max((row["seconds"] for row in self.rows), default=0.0)
         if self._is_writer:
-            _replace(self._path, "".join(map(_line, self.rows)))
+            replace_text(self._path, "".join(map(_line, self.rows)))
             self._is_open = True
         for sink in self._sinks:
             sink.reopen(epoch, step)
@@ -106,7 +106,7 @@ def read_log(path: Path) -> list[Row]:
 
 def write_summary(path: Path, summary: Row) -> None:
     """Write the summary in one piece: whoever waits for the file finds it whole."""
-    _replace(path, json.dumps(summary, indent=2) + "\n")
+    replace_text(path, json.dumps(summary, indent=2) + "\n")
 
 
 def _is_done(row: Row, epoch: int, step: int) -> bool:
@@ -123,10 +123,3 @@ def _row(line: str) -> Row | None:
 
 def _line(row: Row) -> str:
     return json.dumps(row) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f"{path.suffix}.partial")
-    with naming(path):
-        temporary.write_text(text)
-        temporary.replace(path)

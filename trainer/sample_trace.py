@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from services.files import naming
+from services.files import naming, replace_text
 from services.shards.dataset import Batch
 
 
@@ -40,10 +40,7 @@ def cut_traces(folder: Path, *, epoch: int, step: int) -> None:
     """Take from all files of a run what stands behind a step, counted from 0, of an epoch."""
     for path in folder.glob("samples-rank*.jsonl"):
         rows = [row for row in read_trace(path) if (row["epoch"], row["step"]) < (epoch, step)]
-        temporary = path.with_suffix(".jsonl.partial")
-        with naming(path):
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            temporary.replace(path)
+        replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def read_trace(path: Path) -> list[dict]:

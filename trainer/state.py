@@ -73,7 +73,8 @@ def save(run: Run, place: Place) -> Path:
         OSError: if it cannot be written.
     """
     started = time.monotonic()
-    for name, weights in run.method.classifier.state_dict().items():
+    model = run.method.classifier.state_dict()
+    for name, weights in model.items():
         if not weights.isfinite().all():
             raise ConfigError(
                 f"{name} is no longer finite, so nothing was saved; lower --optimiser.lr, or resume earlier"
@@ -84,9 +85,8 @@ def save(run: Run, place: Place) -> Path:
         "tally": place.tally.state_dict(),
         "recipe": run.recipe,
         "config": resolved(run.config),
-        "seed": run.config.seed,
         "order": run.train.fingerprint,
-        "model": run.method.classifier.state_dict(),
+        "model": model,
         "averaged": None if run.averaged is None else run.averaged.module.state_dict(),
         "method": run.method.further_state(),
         "update": run.update.state_dict(),
@@ -134,8 +134,9 @@ def _tell_changes(before: dict[str, Any], config: TrainConfig) -> None:
 
 
 def _check_belongs(state: dict[str, Any], run: Run, path: Path) -> None:
-    if state["seed"] != run.config.seed:
-        raise ConfigError(f"{path} was trained with seed {state['seed']}, got --seed {run.config.seed}; use the same")
+    seed = state["config"]["seed"]
+    if seed != run.config.seed:
+        raise ConfigError(f"{path} was trained with seed {seed}, got --seed {run.config.seed}; use the same")
     if state["order"] != run.train.fingerprint:
         raise ConfigError(
             f"{path} was trained in another order of samples ({state['order']}, now {run.train.fingerprint}); resume "

@@ -9,13 +9,14 @@ import torch
 
 from samix.mixing.online_config import OnlineConfig
 from trainer.config import TrainConfig
-from trainer.methods.config import needs_clean_head
+from trainer.methods.config import CoTrainingConfig, needs_clean_head
 from trainer.methods.method import Method
 from trainer.methods.mixed import ClassifyMixed
+from trainer.methods.objective import ObjectiveConfig
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.mixing import open_mixing
-from trainer.model import build_classifier
+from trainer.model import ModelConfig, build_classifier
 from trainer.optimise import RunLength
 from trainer.planning import Planning
 from trainer.prefetch import BatchMixing
@@ -29,24 +30,54 @@ def build_method(config: TrainConfig, length: RunLength, device: torch.device) -
     Raises:
         ConfigError: if there is no such backbone or stage, or settings contradict each other.
     """
-    is_online = config.mixing.policy == "online"
-    clean_head = is_online and needs_clean_head(config.online, config.objective)
-    classifier = build_classifier(config.model, config.data.num_classes, seed=config.seed, clean_head=clean_head)
-    if is_online:
-        method = CoTraining.build(
-            classifier,
-            config.online.mixer_spec(config.model, config.data.image_size),
+    num_classes = config.data.num_classes
+    if config.mixing.policy == "online":
+        method = build_co_training(
+            config.model,
             config.online,
             config.objective,
+            num_classes=num_classes,
+            image_size=config.data.image_size,
             seed=config.seed,
             total_steps=length.total_steps,
         ).to(device)
         parts = method.parts(config.optimiser, config.online.mixer_optimiser)
     else:
+        classifier = build_classifier(config.model, num_classes, seed=config.seed)
         method = ClassifyMixed(classifier, config.objective).to(device)
         parts = [(config.optimiser, classifier)]
     scales_loss = config.precision == "fp16"
     return method, Update.of(parts, length, device=device.type, scales_loss=scales_loss)
+
+
+def build_co_training(
+    model: ModelConfig,
+    online: CoTrainingConfig,
+    objective: ObjectiveConfig,
+    *,
+    num_classes: int,
+    image_size: int,
+    seed: int,
+    total_steps: int,
+) -> CoTraining:
+    """Build a classifier and the mixer that learns beside it.
+
+    Args:
+        model: the classifier.
+        online: the mixer, and how it learns.
+        objective: the classifier's loss.
+        num_classes: of the classifier.
+        image_size: side of the images, pixels.
+        seed: of all weights.
+        total_steps: steps of the whole run.
+
+    Raises:
+        ConfigError: if there is no such backbone or stage, or settings contradict each other.
+        BadBatch: if the mixer would not take images of this size.
+    """
+    classifier = build_classifier(model, num_classes, seed=seed, clean_head=needs_clean_head(online, objective))
+    spec = online.mixer_spec(model, image_size)
+    return CoTraining.build(classifier, spec, online, objective, seed=seed, total_steps=total_steps)
 
 
 @contextmanager

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help setup quickstart test test-all check format protos lock bench bench-steps bench-input bench-overlap up down clean
+.PHONY: help setup quickstart test test-all check format protos lock bench bench-steps bench-input bench-overlap bench-peers up down clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -53,6 +53,9 @@ bench-input: $(READY)  ## training images a core loads, beside webdataset; PHOTO
 SMALL_PHOTOS ?= ../shared/data/imagenet-like/imagenette224/*-train-*.tar
 bench-overlap: $(READY)  ## whether mixing hides behind the step; SMALL_PHOTOS='photos-*.tar' names the shards
 	$(BIN)/python -m benchmarks.overlap --shards '$(SMALL_PHOTOS)' $(ARGS)
+
+bench-peers: $(READY)  ## images served per second, beside PyTriton, KServe, Ray Serve and LitServe
+	$(BIN)/samix bench peers $(ARGS)
 
 up: $(READY)  ## start a mixer server in the background with the mixers of this repository; ARGS="--grpc-port 9001"
 	@deploy/local-server.sh up $(ARGS)

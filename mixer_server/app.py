@@ -2,46 +2,91 @@
 
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
 import grpc
 
-from mixer_server.admission import Admission
+from mixer_server.admin import AdminServicer, serve_admin
 from mixer_server.batcher import Batcher
+from mixer_server.budget import MemoryBudget
 from mixer_server.config import ServerConfig
-from mixer_server.edge import Edge
+from mixer_server.description import describe
+from mixer_server.device import open_passes
 from mixer_server.engine import Engine, warm_up
+from mixer_server.front import Front
+from mixer_server.hosting import Hosting
+from mixer_server.intake import Intake
+from mixer_server.memory import request_bytes
 from mixer_server.metrics import MixerMetrics
+from mixer_server.mixer_files import Load
 from mixer_server.pages import make_routes
+from mixer_server.passes import Passes
 from mixer_server.readiness import Readiness
 from mixer_server.registry import Registry
-from mixer_server.servicer import MixerServicer
+from mixer_server.shared_memory import SharedMemory
+from mixer_server.stock import Stock
+from samix.mixing.artefact import load_mixer
+from samix.mixing.frozen import FrozenMixer
 from services.addresses import format_address
-from services.grpc_server import listen, listen_unix, make_server
+from services.grpc_server import listen, listen_unix
 from services.http import serve_pages
 from services.metrics import make_registry, serve_metrics
 
 log = logging.getLogger(__name__)
 
-_METHODS = 5  # Mix, GetMixer and ListMixers; Check and Watch of health
-_SPARE_THREADS = 8  # that refuse calls while those admitted hold all others
 _FLUSH_S = 1.0
+_LOOPBACK = "127.0.0.1"
 
 
 class MixerServer:
     """Hosts the mixers of a registry. `start`, then `stop` once; a failed `start` leaves nothing open."""
 
-    def __init__(self, config: ServerConfig, registry: Registry) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        registry: Registry,
+        passes: Passes | None = None,
+        *,
+        load: Load = load_mixer,
+        on_drain: Callable[[], None] | None = None,
+        is_worker: bool = False,
+    ) -> None:
+        """Serve mixers.
+
+        Args:
+            config: how.
+            registry: the mixers to start with; others come as `config.model_control` says.
+            passes: compute, and are closed with the server; None computes on a CPU.
+            load: reads those from their files.
+            on_drain: begins to stop the program, for an operator who asks; needed with an `admin_socket`. Also for a
+                worker that can compute no more: its parent starts another in its place.
+            is_worker: whether other processes serve the same port, see `workers.Workers`; pages are then for it alone.
+        """
+        assert on_drain or not config.admin_socket, "an operator may ask to drain"
         self.config = config
         self.registry = registry
-        self.readiness = Readiness(mixer.name for mixer in registry.mixers)
+        self.readiness = Readiness()
         self.metrics = MixerMetrics(make_registry())
         self.batcher = Batcher(config.batching)
         self.addresses: dict[str, str] = {}
         """Where it listens, by grpc, http, metrics and unix; filled by `start`."""
-        self._engine = Engine(self.batcher, registry, self.metrics)
-        self._edge = Edge(self.metrics)
+        self._passes = passes or open_passes(config, "cpu")
+        self._engine = Engine(self.batcher, self._passes, self.metrics, on_death=self._give_up)
+        self._stock = Stock(
+            config.model_control,
+            config.mixers,
+            Hosting(registry, self.readiness, self.metrics, self._warm_up),
+            load,
+            keep_versions=config.keep_versions,
+            poll_s=config.repository_poll_s,
+        )
+        self.repository = self._stock.repository
+        """The mixer files, and what of them is hosted."""
+        self._on_drain = on_drain
+        self._is_worker = is_worker
         self._opened = ExitStack()
         self._grace_s = 0.0
 
@@ -54,8 +99,17 @@ class MixerServer:
             ArtefactError: if a mixer's masks are not numbers.
         """
         try:
-            self._bind()
-            self._warm_up()
+            self._opened.callback(self._passes.close)
+            self._watch()
+            server = self._open_grpc()
+            if self._is_worker:  # the others get all connections until this one can answer
+                self._serve_pages(_LOOPBACK)
+                self._host()
+                self._listen(server)
+            else:
+                self._listen(server)  # before the pages, so that none takes the port that gRPC was told to have
+                self._serve_pages(self.config.host)
+                self._host()
         except BaseException:
             self._close()
             raise
@@ -65,70 +119,106 @@ class MixerServer:
         deadline_s = time.monotonic() + self.config.exit_timeout_s
         log.info("draining", extra={"requests": self.batcher.num_requests})
         self.readiness.drain()
+        self._stock.drain()
+        self.front.drain()
         self.batcher.close()
         is_drained = self._engine.join(self.config.exit_timeout_s)
-        is_drained &= self._edge.join(max(0, deadline_s - time.monotonic()))
+        is_drained &= self.front.join(max(0, deadline_s - time.monotonic()))
         # What is left are the last answers on their way out, and health watchers, which never hang up by themselves.
         self._grace_s = min(_FLUSH_S, max(0, deadline_s - time.monotonic()))
         self._close()
         log.info("stopped", extra={"drained": is_drained})
         return is_drained
 
-    def _bind(self) -> None:
+    def _listen(self, server: grpc.Server) -> None:
         config = self.config
-        self._watch()
-        # First, so that no page takes the port that gRPC was told to have.
-        server = self._open_grpc()
-        grpc_port = listen(server, config.host, config.grpc_port)
-        routes = make_routes(self.registry, self.readiness, self.metrics.registry)
-        http = serve_pages(routes, config.host, config.http_port)
-        self._opened.callback(http.close)
-        metrics = serve_metrics(self.metrics.registry, config.host, config.metrics_port)
-        self._opened.callback(metrics.close)
-        ports = {"grpc": grpc_port, "http": http.port, "metrics": metrics.port}
-        self.addresses = {name: format_address(config.host, port) for name, port in ports.items()}
+        port = listen(server, config.host, config.grpc_port, shares_port=self._is_worker)
+        self.addresses["grpc"] = format_address(config.host, port)
         if config.unix_socket:
             listen_unix(server, config.unix_socket)
             self.addresses["unix"] = str(config.unix_socket)
+        if config.admin_socket:
+            self._open_admin(config.admin_socket)
+            self.addresses["admin"] = str(config.admin_socket)
         server.start()
 
+    def _serve_pages(self, host: str) -> None:
+        routes = make_routes(self.registry, self.readiness, self.metrics.registry, self.repository.entries)
+        http = serve_pages(routes, host, self.config.http_port)
+        self._opened.callback(http.close)
+        metrics = serve_metrics(self.metrics.registry, host, self.config.metrics_port)
+        self._opened.callback(metrics.close)
+        self.addresses |= {
+            "http": format_address(host, http.port),
+            "metrics": format_address(host, metrics.port),
+        }
+
+    def _host(self) -> None:
+        self._engine.start()
+        self._opened.callback(lambda: self._stock.close(self._grace_s))
+        self._stock.start()
+
     def _open_grpc(self) -> grpc.Server:
-        limits = self.config.requests
-        admission = Admission(
-            max_calls=limits.max_in_flight,
-            max_upload_s=limits.max_upload_s,
-            retry_after_s=self.batcher.retry_after_s,
+        config = self.config.requests
+        budget = MemoryBudget(request_bytes(self.config.memory_mib), self.batcher.retry_after_s)
+        self.metrics.watch_memory(budget)
+        memory = self._open_shared_memory()
+        intake = Intake(
+            config,
+            registry=self.registry,
+            readiness=self.readiness,
+            batcher=self.batcher,
+            passes=self._passes,
+            metrics=self.metrics,
+            shared_memory=memory,
+        )
+        self.front = Front(
+            config,
+            registry=self.registry,
+            readiness=self.readiness,
+            batcher=self.batcher,
+            intake=intake,
+            budget=budget,
             metrics=self.metrics,
         )
-        executor = ThreadPoolExecutor(_METHODS * limits.max_in_flight + _SPARE_THREADS, "grpc")
-        server = make_server(executor, max_message_mib=limits.max_message_mib, interceptors=[admission])
-        servicer = MixerServicer(
-            limits, registry=self.registry, readiness=self.readiness, batcher=self.batcher, metrics=self.metrics
-        )
-        servicer.attach(server, self._edge)
-        self.readiness.attach(server)
-        admission.start()
-        self._opened.callback(admission.close)
-        self._opened.callback(executor.shutdown)
-        self._opened.callback(lambda: server.stop(self._grace_s).wait())
+        server = self.front.open(shares_port=self._is_worker)
+        self._opened.callback(lambda: self.front.close(self._grace_s))
         return server
+
+    def _open_shared_memory(self) -> SharedMemory | None:
+        config = self.config
+        if not config.shared_memory_mib or not config.unix_socket:
+            return None
+        memory = SharedMemory(config.leases, unix_socket=config.unix_socket, max_mib=config.shared_memory_mib)
+        memory.start()
+        self._opened.callback(memory.close)
+        self.metrics.watch_shared_memory(memory)
+        return memory
 
     def _watch(self) -> None:
         self.metrics.describe_process()
         self.metrics.watch_queue(self.batcher)
-        for mixer in self.registry.mixers:
-            self.metrics.watch_mixer(mixer, lambda name=mixer.name: self.readiness.is_ready(name))
-        for name, duration_s in self.registry.load_durations_s.items():
-            self.metrics.model_load_duration.labels(name).set(duration_s)
+        self._stock.check()
 
-    def _warm_up(self) -> None:
-        self._engine.start()
-        for mixer in self.registry.mixers:
-            started_s = time.monotonic()
-            for side in self.config.warm_up_sides or (mixer.spec.image_size,):
-                warm_up(mixer, side)
-            self.readiness.set_ready(mixer.name)
-            log.info("mixer_ready", extra={"mixer": mixer.name, "warm_up_s": time.monotonic() - started_s})
+    def _open_admin(self, path: Path) -> None:
+        assert self._on_drain is not None
+        servicer = AdminServicer(
+            self.repository,
+            control=self.config.model_control,
+            describe=partial(describe, max_images=self.config.requests.max_images),
+            drain=self._on_drain,
+        )
+        admin = serve_admin(servicer, self.metrics, path)
+        self._opened.callback(lambda: admin.close(self._grace_s))
+
+    def _warm_up(self, mixer: FrozenMixer) -> None:
+        for side in self.config.warm_up_sides or (mixer.spec.image_size,):
+            warm_up(self._passes, mixer, side)
+
+    def _give_up(self) -> None:
+        self.readiness.drain()
+        if self._is_worker and self._on_drain:
+            self._on_drain()
 
     def _close(self) -> None:
         self.batcher.close()

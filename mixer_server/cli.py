@@ -1,18 +1,24 @@
 """Host mixers for trainers over gRPC."""
 
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
 from mixer_server.app import MixerServer
 from mixer_server.config import ServerConfig
-from mixer_server.registry import open_registry
+from mixer_server.device import open_passes
+from mixer_server.registry import Registry, open_registry
+from mixer_server.workers import Workers
 from samix.errors import ConfigError
+from samix.mixing.artefact import load_mixer
 from services.cli import program
 from services.config import parse_config
 from services.logs import setup_logging
 from services.malloc import tune_malloc
-from services.signals import stop_on_signals
+from services.signals import StopRequest, stop_on_signals
 
 
 @program
@@ -22,15 +28,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if everything accepted was answered, 1 if that took longer than `exit_timeout_s`.
     """
-    config = parse_config(ServerConfig, "serve", argv)
-    tune_malloc()
+    args = sys.argv[1:] if argv is None else argv
+    config = parse_config(ServerConfig, "serve", args)
     setup_logging(config.log_format)
     with stop_on_signals() as stop:
-        server = MixerServer(config, open_registry(config.mixers, _choose_device(config)))
-        server.start()
-        print(_ready_line(server), flush=True)
-        stop.wait()
-        return 0 if server.stop() else 1
+        return _serve(config, stop) if config.workers == 1 else _serve_with_workers(config, args, stop)
+
+
+def build_server(config: ServerConfig, stop: StopRequest, *, is_worker: bool = False) -> MixerServer:
+    """Make a server of the mixers of a config, which an operator may stop.
+
+    Raises:
+        ConfigError: if there is no such device.
+        ArtefactError: if a mixer cannot be read.
+    """
+    device = _choose_device(config)
+    return MixerServer(
+        config,
+        _open_registry(config, device),
+        open_passes(config, device),
+        load=partial(load_mixer, device=device),
+        on_drain=partial(_ask_to_stop, stop),
+        is_worker=is_worker,
+    )
+
+
+def _serve(config: ServerConfig, stop: StopRequest) -> int:
+    tune_malloc()
+    server = build_server(config, stop)
+    server.start()
+    mixers = [f"{mixer.name}@{mixer.version}" for mixer in server.registry.mixers]
+    print(_ready_line(server.addresses, mixers), flush=True)
+    stop.wait()
+    return 0 if server.stop() else 1
+
+
+def _serve_with_workers(config: ServerConfig, args: Sequence[str], stop: StopRequest) -> int:
+    workers = Workers(config, args)
+    if workers.start(stop):
+        print(_ready_line(workers.addresses | {"workers": str(config.workers)}, workers.mixers), flush=True)
+        workers.tend(stop)
+    return 0 if workers.stop() else 1
 
 
 def _choose_device(config: ServerConfig) -> str:
@@ -43,7 +81,16 @@ def _choose_device(config: ServerConfig) -> str:
     return config.device
 
 
-def _ready_line(server: MixerServer) -> str:
-    addresses = [f"{name}={address}" for name, address in server.addresses.items()]
-    mixers = ",".join(f"{mixer.name}@{mixer.version}" for mixer in server.registry.mixers)
-    return " ".join(["ready", *addresses, f"mixers={mixers}"])
+def _open_registry(config: ServerConfig, device: str) -> Registry:
+    if config.model_control == "none":
+        return open_registry(config.mixers, device)
+    return Registry(is_filling=config.model_control == "poll")
+
+
+def _ask_to_stop(stop: StopRequest) -> None:
+    if stop.signal is None:  # a second request would end the process at once
+        stop.receive(signal.SIGTERM)
+
+
+def _ready_line(fields: Mapping[str, str], mixers: Sequence[str]) -> str:
+    return " ".join(["ready", *(f"{name}={value}" for name, value in fields.items()), f"mixers={','.join(mixers)}"])

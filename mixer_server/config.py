@@ -5,10 +5,15 @@ from pathlib import Path
 from typing import Literal
 
 from mixer_server.batcher import BatchingConfig
+from mixer_server.leases import LeaseConfig
 from mixer_server.limits import check_seconds
-from mixer_server.servicer import RequestConfig
+from mixer_server.request_config import RequestConfig
 from samix.errors import ConfigError
 from services.logs import LogFormat
+
+ModelControl = Literal["none", "explicit", "poll"]
+
+MAX_WORKERS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +30,42 @@ class ServerConfig:
     """Port of the status page, /livez, /readyz and /metrics; 0 takes a free one and prints it."""
     metrics_port: int = 8002
     """Port of /metrics alone; 0, and also a port that is taken, become a free one that is printed."""
+    workers: int = 1
+    """Processes that share the gRPC port, for more pixels than one can move (about 2 GB/s); with GPUs worker i has the
+    i-th. Connections are spread over them. Memory and cores are shared evenly, as are leases of shared memory; worker i
+    has a unix socket of its own, PATH.i."""
     unix_socket: Path | None = None
     """Unix socket to listen on as well, for trainers on this machine; only this user may open it."""
+    memory_mib: int = 0
+    """Resident memory planned for this process, or all workers, in MiB: what mixers leave of it is for requests, and
+    those beyond are refused with a hint when to come again. 0 takes four fifths of the machine's or container's."""
+    shared_memory_mib: int = 0
+    """Memory to lease to trainers on this machine for their pixels, in MiB, all leases together; 0 leases none. Needs
+    --unix-socket, beside which a second socket (PATH.memory) leases it to this user only."""
+    model_control: ModelControl = "none"
+    """When mixers are loaded: none at the start only; explicit when an operator says so (samix mixers); poll whenever a
+    file appears, changes or goes."""
+    repository_poll_s: float = 10.0
+    """Time between two looks at the folders of --mixers, in seconds; for --model-control poll."""
+    keep_versions: int = 2
+    """Most versions of one mixer in memory, for requests that name theirs; one more unloads the oldest."""
+    admin_socket: Path | None = None
+    """Unix socket for operators (samix mixers), which only this user may open; --model-control explicit needs it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where mixers run; auto takes the first GPU if there is one."""
     num_threads: int = 0
-    """Threads of a pass on the CPU; 0 leaves the choice to torch."""
+    """Threads of a pass on the CPU; 0 leaves the choice to torch; workers share the cores evenly."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the encoders. bf16 takes half the time where the processor has instructions for it, and makes masks
+    that differ a little: serve one or the other to a training run."""
+    compile: bool = False
+    """Compile the encoders for images of --warm-up-sides: half a minute a side and more at the start, passes a tenth
+    faster on a CPU. Needs a C++ compiler."""
+    cuda_graphs: tuple[int, ...] = (16, 64)
+    """Numbers of images for which passes are recorded on a GPU, to be launched at once; smaller ones are padded up to
+    the next. Each takes memory for its features."""
+    gpu_jpeg: bool = True
+    """Decode JPEGs on the GPU, where there is one; its pixels are a few grey levels from those of a CPU."""
     warm_up_sides: tuple[int, ...] = ()
     """Sides, in pixels, of the square images each mixer is warmed up with; without any the one it was trained for."""
     exit_timeout_s: float = 30.0
@@ -41,14 +76,44 @@ class ServerConfig:
     """How requests are grouped."""
     requests: RequestConfig = field(default_factory=RequestConfig)
     """What a single request may ask for."""
+    leases: LeaseConfig = field(default_factory=LeaseConfig)
+    """How shared memory is handed out."""
 
     def __post_init__(self) -> None:
         for name in ("grpc_port", "http_port", "metrics_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ConfigError(f"{name.replace('_', '-')} must lie in 0..65535, got {getattr(self, name)}")
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise ConfigError(f"workers must lie in 1..{MAX_WORKERS}, got {self.workers}")
         if self.num_threads < 0:
             raise ConfigError(f"num-threads must be >= 0, got {self.num_threads}; 0 leaves the choice to torch")
         check_seconds("exit-timeout-s", self.exit_timeout_s)
+        for size in self.cuda_graphs:
+            if size < 1:
+                raise ConfigError(f"cuda-graphs must be numbers of images, at least 1, got {size}")
+        check_seconds("repository-poll-s", self.repository_poll_s)
+        if self.keep_versions < 1:
+            raise ConfigError(f"keep-versions must be at least 1, got {self.keep_versions}; 1 keeps the newest only")
+        if self.model_control == "explicit" and not self.admin_socket:
+            raise ConfigError("model-control explicit needs somebody to say what to load: give --admin-socket PATH")
+        if self.admin_socket and self.admin_socket == self.unix_socket:
+            raise ConfigError(f"admin-socket and unix-socket are both {self.admin_socket}; clients need another one")
+        if self.admin_socket and self.workers > 1:
+            raise ConfigError(
+                f"admin-socket {self.admin_socket} speaks to one process, workers is {self.workers}, and one that is "
+                "started again would not know what it was told; use --model-control poll instead, or --workers 1"
+            )
+        if 0 < self.shared_memory_mib < self.workers:
+            raise ConfigError(
+                f"shared-memory-mib is {self.shared_memory_mib}, of which {self.workers} workers cannot have 1 each"
+            )
+        if self.shared_memory_mib < 0:
+            raise ConfigError(f"shared-memory-mib must be >= 0, got {self.shared_memory_mib}; 0 leases none")
+        if self.shared_memory_mib and not self.unix_socket:
+            raise ConfigError(
+                f"shared-memory-mib is {self.shared_memory_mib}, but only callers on a unix socket may use it; "
+                "give --unix-socket PATH as well, or omit --shared-memory-mib"
+            )
         if self.requests.max_images > self.batching.max_queue_images:
             raise ConfigError(
                 f"requests.max-images ({self.requests.max_images}) must not exceed batching.max-queue-images "

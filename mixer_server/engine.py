@@ -1,16 +1,18 @@
-"""The thread that computes: takes groups from the batcher, runs them, answers and counts."""
+"""The thread that computes: takes groups from the batcher, launches their passes, answers and counts."""
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from mixer_server.answers import Outcome
 from mixer_server.batcher import Batcher
 from mixer_server.job import Job
 from mixer_server.metrics import MixerMetrics
-from mixer_server.passes import Outcome, run_pass
-from mixer_server.registry import Registry
+from mixer_server.passes import DeviceLost, Passes, Running
 from samix.errors import ArtefactError, MixerBroken
 from samix.mixing.frozen import FrozenMixer
 from samix.wire import MixCall
@@ -18,13 +20,39 @@ from samix.wire import MixCall
 log = logging.getLogger(__name__)
 
 
-class Engine:
-    """Computes until its batcher is closed and empty."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Launched:
+    """A group whose pass is under way."""
 
-    def __init__(self, batcher: Batcher, registry: Registry, metrics: MixerMetrics) -> None:
+    group: Sequence[Job]
+    running: Running
+    started_s: float
+
+
+class Engine:
+    """Computes until its batcher is closed and empty.
+
+    While a pass is under way the next is launched, if the passes allow it and a group is due; they end in their order.
+    A request that comes while the engine waits for a pass is launched when that has ended, so only a queue that does
+    not run dry keeps a GPU busy all the time.
+    """
+
+    def __init__(
+        self, batcher: Batcher, passes: Passes, metrics: MixerMetrics, on_death: Callable[[], None] = lambda: None
+    ) -> None:
+        """Compute what a batcher hands out.
+
+        Args:
+            batcher: closed by whoever stops the server, and by an engine that dies.
+            passes: compute.
+            metrics: count.
+            on_death: called when nothing more will be computed although the server goes on.
+        """
         self._batcher = batcher
-        self._registry = registry
+        self._passes = passes
         self._metrics = metrics
+        self._on_death = on_death
+        self._launched: deque[_Launched] = deque()
         # A daemon, so that a pass that never ends cannot keep the process from exiting.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -38,23 +66,55 @@ class Engine:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while group := self._batcher.next_group():
-            try:
-                self._compute(group)
-            except Exception:
-                log.exception("pass_failed", extra={"key": group[0].key, "requests": len(group)})
-                for job in group:
-                    job.settle(MixerBroken("the mixer failed on this batch; the server's log has the reason"))
+        try:
+            while self._step():
+                pass
+        except BaseException:  # nobody joins a thread for its error, and callers would wait for their deadlines
+            log.critical("engine_died", exc_info=True)
+            self._die()
 
-    def _compute(self, group: Sequence[Job]) -> None:
+    def _step(self) -> bool:
+        """Launch a pass if one is due, and finish the oldest if there is no better to do; False at the end."""
+        group = self._next_group()
+        if not group and not self._launched:
+            return False
+        if group:
+            self._try(self._launch, group)
+        if self._launched and (not group or len(self._launched) >= self._passes.depth):
+            self._try(self._finish, self._launched[0].group)
+            self._launched.popleft()
+        return True
+
+    def _next_group(self) -> Sequence[Job]:
+        if not self._launched:
+            return self._batcher.next_group()
+        due = self._batcher.decide()
+        return due if isinstance(due, list) else []
+
+    def _try(self, work: Callable[[Sequence[Job]], None], group: Sequence[Job]) -> None:
+        try:
+            work(group)
+        except Exception as error:
+            log.exception("pass_failed", extra={"key": group[0].key, "requests": len(group)})
+            for job in group:
+                job.settle(MixerBroken("the mixer failed on this batch; the server's log has the reason"))
+            if isinstance(error, DeviceLost):
+                raise
+
+    def _launch(self, group: Sequence[Job]) -> None:
         started_s = self._batcher.clock()
-        mixer = self._registry.find(group[0].key.mixer, group[0].key.version)
-        with self._metrics.time_stage("compute"):
-            outcomes = run_pass(mixer, [job.call for job in group])
+        running = self._passes.launch(group[0].mixer, [job.call for job in group])
+        self._launched.append(_Launched(group=group, running=running, started_s=started_s))
+        for job in group:
+            self._metrics.stage_duration.labels("queue").observe(started_s - job.arrived_s)
+
+    def _finish(self, group: Sequence[Job]) -> None:
+        mixer, oldest = group[0].mixer, self._launched[0]
+        outcomes = oldest.running.finish()
+        self._metrics.stage_duration.labels("compute").observe(self._batcher.clock() - oldest.started_s)
         self._metrics.batches.labels(mixer.name, mixer.version).inc()
         self._metrics.batch_size.observe(sum(job.num_images for job in group))
         for job, outcome in zip(group, outcomes, strict=True):
-            self._metrics.stage_duration.labels("queue").observe(started_s - job.arrived_s)
             self._answer(mixer, job, outcome)
 
     def _answer(self, mixer: FrozenMixer, job: Job, outcome: Outcome) -> None:
@@ -67,11 +127,21 @@ class Engine:
         self._metrics.lambda_error.labels(mixer.name).observe(outcome.lambda_error)
         job.settle(outcome.reply)
 
+    def _die(self) -> None:
+        """Leave no caller waiting, and take no more work."""
+        self._batcher.close()
+        while self._launched:
+            _abandon(self._launched.popleft().group)
+        while group := self._batcher.next_group():
+            _abandon(group)
+        self._on_death()
 
-def warm_up(mixer: FrozenMixer, side: int) -> None:
+
+def warm_up(passes: Passes, mixer: FrozenMixer, side: int) -> None:
     """Mix a pair of grey squares, so that the first real request meets a mixer that has run before.
 
     Args:
+        passes: that will compute the real requests.
         mixer: what to warm.
         side: side of the squares, in pixels.
 
@@ -79,6 +149,8 @@ def warm_up(mixer: FrozenMixer, side: int) -> None:
         BadBatch: if the mixer does not take images of that size.
         ArtefactError: if its masks are not numbers.
     """
+    mixer.spec.check_size(side, side)
+    passes.warm(mixer, side)
     call = MixCall(
         mixer=mixer.name,
         pixels=np.full((2, 3, side, side), 128, np.uint8),
@@ -86,9 +158,15 @@ def warm_up(mixer: FrozenMixer, side: int) -> None:
         partner=np.array([1, 0]),
         wants_images=True,
     )
-    if run_pass(mixer, [call])[0].num_nonfinite:
+    (outcome,) = passes.launch(mixer, [passes.prepare(mixer, call)]).finish()
+    if outcome.num_nonfinite:
         raise ArtefactError(f"mixer {mixer.name!r} makes masks that are not numbers; train or export it again")
 
 
 def _broken(mixer: FrozenMixer) -> MixerBroken:
     return MixerBroken(f"mixer {mixer.name!r} made masks that are not numbers; its weights may be damaged")
+
+
+def _abandon(group: Sequence[Job]) -> None:
+    for job in group:
+        job.settle(MixerBroken("this server's engine has died; the server's log has the reason"))

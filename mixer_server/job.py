@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from samix.errors import MixerError
+from samix.mixer.v1 import mixer_pb2 as pb
+from samix.mixing.frozen import FrozenMixer
 from samix.wire import MixCall, MixReply
 
 
@@ -24,14 +26,22 @@ class Job:
 
     key: GroupKey
     """What it can be grouped with."""
+    mixer: FrozenMixer
+    """The version that answers it, also if it is unloaded meanwhile."""
     call: MixCall
     """The decoded request."""
     deadline_s: float
     """When its caller stops waiting, on the batcher's clock."""
     max_pass_images: int
     """Most images of its size that fit into the memory of a pass; at least its own."""
+    client: str = ""
+    """Whose it is; clients get equal shares."""
+    priority: int = pb.PRIORITY_NORMAL
+    """LOW, NORMAL or HIGH of `samix.mixer.v1.Priority`; a higher one goes first."""
     arrived_s: float = 0.0
     """When the batcher accepted it, on the batcher's clock."""
+    number: int = -1
+    """Its place in the order of arrival, given by the batcher."""
     answer: Future[MixReply] = field(default_factory=Future)
     """Where the caller's thread waits."""
 
@@ -39,6 +49,11 @@ class Job:
     def num_images(self) -> int:
         """Number of images."""
         return len(self.call.pixels)
+
+    @property
+    def work(self) -> int:
+        """How long it keeps the mixer busy, in pixels: what clients get equal shares of."""
+        return len(self.call.pixels) * self.key.height * self.key.width
 
     def give_up(self) -> None:
         """Let go of the answer: work that has not begun is dropped."""

@@ -5,14 +5,17 @@ Labels are closed sets: model and version are those of a hosted mixer, or `unkno
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics import MetricWrapperBase
 
 from mixer_server.batcher import Batcher
+from mixer_server.budget import MemoryBudget
+from mixer_server.shared_memory import SharedMemory
 from samix.mixing.frozen import FrozenMixer
 from services.metrics import SECONDS_BUCKETS
 
@@ -33,7 +36,11 @@ class MixerMetrics:
         model = ["model", "version"]
         self.registry = registry
         self.requests = counter("mixer_requests", "Calls answered, by gRPC status code.", [*model, "method", "code"])
-        self.requests_in_flight = gauge("mixer_requests_in_flight", "Calls being answered.")
+        self.requests_in_flight = gauge("mixer_requests_in_flight", "Calls, and batches of streams, being answered.")
+        self.streams_open = gauge("mixer_streams_open", "Streams that are open.")
+        self.stream_first_batch = seconds(
+            "mixer_stream_first_batch_seconds", "Time from the opening of a stream to its first answer."
+        )
         self.request_duration = seconds(
             "mixer_request_duration_seconds", "Time from the arrival of a call's message to its answer.", ["method"]
         )
@@ -59,6 +66,9 @@ class MixerMetrics:
         self.model_load_duration = gauge(
             "mixer_model_load_duration_seconds", "Time it took to read a mixer's file.", ["model"]
         )
+        self.model_loads = counter(
+            "mixer_model_loads", "Mixers that were put into service, or could not be.", ["model", "outcome"]
+        )
         self.build_info = gauge("mixer_build_info", "Versions; always 1.", ["version", "grpcio", "torch"])
 
     @contextmanager
@@ -76,6 +86,25 @@ class MixerMetrics:
         gauge("mixer_queue_requests", "Requests that wait for a pass.").set_function(lambda: batcher.num_requests)
         gauge("mixer_queue_images", "Images that wait for a pass.").set_function(lambda: batcher.num_images)
         gauge("mixer_queue_bytes", "Pixels that wait for a pass.").set_function(lambda: batcher.num_bytes)
+        gauge("mixer_queue_clients", "Clients whose requests wait for a pass.").set_function(
+            lambda: batcher.num_clients
+        )
+
+    def watch_memory(self, budget: MemoryBudget) -> None:
+        """Read how much memory requests hold whenever the page is fetched."""
+        gauge = partial(Gauge, registry=self.registry)
+        held = gauge("mixer_request_memory_bytes", "Memory that requests hold, from their first byte to their answer.")
+        held.set_function(lambda: budget.num_bytes)
+        limit = gauge("mixer_request_memory_limit_bytes", "Most memory that requests may hold.")
+        limit.set(budget.max_bytes)
+
+    def watch_shared_memory(self, memory: SharedMemory) -> None:
+        """Read what is leased whenever the page is fetched; for a server that leases any."""
+        gauge = partial(Gauge, registry=self.registry)
+        leases = gauge("mixer_shared_memory_leases", "Clients that hold shared memory.")
+        leases.set_function(lambda: memory.num_leases)
+        num_bytes = gauge("mixer_shared_memory_bytes", "Shared memory leased, or no longer leased and still read.")
+        num_bytes.set_function(lambda: memory.num_bytes)
 
     def watch_mixer(self, mixer: FrozenMixer, is_ready: Callable[[], bool]) -> None:
         """Describe a hosted mixer, and start its counters at zero so that rates see the first step."""
@@ -87,9 +116,37 @@ class MixerMetrics:
         for mode in ("mask_logits", "images"):
             self.images.labels(mixer.name, mixer.version, mode)
 
+    def keep_mixers(self, hosted: Collection[tuple[str, str]]) -> None:
+        """Drop the series of mixers that are hosted no more: every reload would add some.
+
+        Also those of mixers that were dropped before: an answer that was on its way then has made them anew.
+
+        Args:
+            hosted: names and versions.
+        """
+        versions = {*hosted, (UNKNOWN, UNKNOWN)}
+        names = {name for name, _ in versions}
+        for family in (self.requests, self.images, self.batches, self.model_info):
+            _keep(family, lambda labels: (labels["model"], labels["version"]) in versions)
+        for family in (
+            self.nonfinite_masks,
+            self.lambda_error,
+            self.model_ready,
+            self.model_load_duration,
+            self.model_loads,
+        ):
+            _keep(family, lambda labels: labels["model"] in names)
+
     def describe_process(self) -> None:
         """Say what runs, and show every stage from the start."""
         versions = [importlib.metadata.version(package) for package in ("samix-service", "grpcio")]
         self.build_info.labels(*versions, torch.__version__).set(1)
         for stage in STAGES:
             self.stage_duration.labels(stage)
+
+
+def _keep(family: MetricWrapperBase, is_kept: Callable[[Mapping[str, str]], bool]) -> None:
+    samples = [sample.labels for metric in family.collect() for sample in metric.samples]
+    for labels in samples:
+        if not is_kept(labels):
+            family.remove(*(value for name, value in labels.items() if name != "le"))  # of a histogram's bucket

@@ -1,95 +1,133 @@
-"""One pass: requests of one image size through a mixer together, each answered as if it had come alone.
+"""Passes: requests of one image size through a mixer together, each answered as if it had come alone.
 
-Pairs never cross requests: the partners of each are shifted to its own place in the pass.
+A pass is launched, and finished later: a GPU computes meanwhile, on a CPU the work is done at once.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samix.mixing.batch import MixPlan, as_unit_float
+from mixer_server.answers import Outcome, outcomes_of, stage_plan, work_out
+from mixer_server.compiling import compile_encoder
+from mixer_server.decoding import Decoder
+from samix.jpeg import JpegBatch
 from samix.mixing.frozen import FrozenMixer
-from samix.mixing.render import blend, render_masks
-from samix.wire import MixCall, MixReply
+from samix.wire import MixCall
 
-_DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
+
+class DeviceLost(Exception):
+    """The device has failed in a way from which this process cannot recover; no later pass would succeed."""
+
+
+class Running(Protocol):
+    """A pass that was launched."""
+
+    def finish(self) -> list[Outcome]:
+        """Wait for the answers, one for each of its requests.
+
+        Raises:
+            DeviceLost: if there will never be any.
+        """
+        ...
+
+
+class Passes(Protocol):
+    """What callers' threads and the engine ask of whatever computes. `close` it once both are gone."""
+
+    depth: int
+    """Most passes under way at once; each but the oldest costs memory and waits."""
+
+    def prepare(self, mixer: FrozenMixer, call: MixCall) -> MixCall:
+        """Do what can be done on the caller's thread before a request waits: decode pictures, say.
+
+        Raises:
+            BadBatch: if a picture cannot be decoded.
+        """
+        ...
+
+    def warm(self, mixer: FrozenMixer, side: int) -> None:
+        """Do what makes passes of square images of that side, in pixels, faster; may take minutes."""
+        ...
+
+    def launch(self, mixer: FrozenMixer, calls: Sequence[MixCall]) -> Running:
+        """Begin a pass; for one thread.
+
+        Args:
+            mixer: computes it.
+            calls: prepared requests of one image size and dtype.
+
+        Raises:
+            DeviceLost: if neither this pass nor any later one can be computed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back threads and memory."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What became of one request."""
+class Finished:
+    """A pass whose answers are there."""
 
-    reply: MixReply
-    """Its answer; not to be sent if a mask is no number."""
-    num_nonfinite: int
-    """Masks that are infinite or not a number; such a mixer is broken."""
-    lambda_error: float
-    """Mean of |mean of a mask - its lambda| over the images; NaN if a mask is."""
+    outcomes: list[Outcome]
+    """One for each of its requests."""
+
+    def finish(self) -> list[Outcome]:
+        """Return them."""
+        return self.outcomes
+
+
+class MixerPasses:
+    """Passes on a CPU."""
+
+    depth = 1
+
+    def __init__(self, decoder: Decoder, *, precision: torch.dtype = torch.float32, compiles: bool = False) -> None:
+        self._decoder = decoder
+        self._precision = precision
+        self._compiles = compiles
+
+    def prepare(self, mixer: FrozenMixer, call: MixCall) -> MixCall:  # noqa: ARG002 - decoding is the same for all
+        """Decode pictures."""
+        if not isinstance(call.pixels, JpegBatch):
+            return call
+        return replace(call, pixels=self._decoder.decode(call.pixels))
+
+    def warm(self, mixer: FrozenMixer, side: int) -> None:
+        """Compile the encoder, if that is wanted."""
+        if self._compiles:
+            compile_encoder(mixer, side, self._precision)
+
+    def launch(self, mixer: FrozenMixer, calls: Sequence[MixCall]) -> Finished:
+        """Compute a pass, here and now."""
+        return Finished(outcomes=run_pass(mixer, calls, self._precision))
+
+    def close(self) -> None:
+        """End the threads that decode."""
+        self._decoder.close()
 
 
 @torch.inference_mode()
-def run_pass(mixer: FrozenMixer, calls: Sequence[MixCall]) -> list[Outcome]:
-    """Mix requests of one image size and dtype together."""
-    images = _stage_images(calls, mixer.device)
-    plan = _stage_plan(calls).to(mixer.device)
-    # Rounded to what travels before anything is rendered, so that both reply formats show the same mix.
-    logits = mixer.mask_logits(images, plan).half()
-    is_finite = logits.isfinite().flatten(1).all(1).cpu()
-    errors = _lambda_errors(logits, plan, mixer).cpu()
-    answered = logits.cpu().numpy()
-    return [
-        Outcome(
-            reply=MixReply(
-                mixer=mixer.name,
-                version=mixer.version,
-                rendering=mixer.spec.rendering,
-                mask_logits=answered[rows],
-                images=_mixed(mixer, images[rows], logits[rows], call) if call.wants_images else None,
-            ),
-            num_nonfinite=int((~is_finite[rows]).sum()),
-            lambda_error=float(errors[rows].mean()),
-        )
-        for call, rows in zip(calls, _rows(calls), strict=True)
-    ]
+def run_pass(mixer: FrozenMixer, calls: Sequence[MixCall], precision: torch.dtype = torch.float32) -> list[Outcome]:
+    """Mix requests of one image size and dtype together, on a CPU."""
+    images, plan = _stage_images(calls), stage_plan(calls)
+    logits = mixer.mask_logits(images, plan, precision=precision)
+    return outcomes_of(mixer, calls, work_out(mixer, calls, images, plan, logits))
 
 
-def _rows(calls: Sequence[MixCall]) -> Iterator[slice]:
-    """Yield the place of each request in the pass."""
-    start = 0
-    for call in calls:
-        yield slice(start, start + len(call.pixels))
-        start += len(call.pixels)
+def _stage_images(calls: Sequence[MixCall]) -> Tensor:
+    """Put all pixels into one tensor; those of a lone request, which most large ones are, stay where they are."""
+    pixels = [_pixels_of(call) for call in calls]
+    # Memory that may not be written to is copied too: torch has no such tensors.
+    alone = len(pixels) == 1 and pixels[0].flags.writeable
+    return torch.from_numpy(pixels[0] if alone else np.concatenate(pixels))
 
 
-def _stage_images(calls: Sequence[MixCall], device: torch.device) -> Tensor:
-    """Copy all pixels, once, to where the device can fetch them."""
-    pixels = [call.pixels for call in calls]
-    shape = (sum(map(len, pixels)), *pixels[0].shape[1:])
-    staged = torch.empty(shape, dtype=_DTYPES[pixels[0].dtype], pin_memory=device.type == "cuda")
-    np.concatenate(pixels, out=staged.numpy())
-    return staged.to(device, non_blocking=True)
-
-
-def _stage_plan(calls: Sequence[MixCall]) -> MixPlan:
-    partner = np.concatenate([call.partner + rows.start for call, rows in zip(calls, _rows(calls), strict=True)])
-    lam = np.concatenate([call.lam for call in calls])
-    return MixPlan(lam=torch.from_numpy(lam), partner=torch.from_numpy(partner))
-
-
-def _lambda_errors(logits: Tensor, plan: MixPlan, mixer: FrozenMixer) -> Tensor:
-    # At the size of the logits rather than of the images: the mean is nearly the same, at 1/256 of the cost.
-    height, width = logits.shape[-2:]
-    masks = render_masks(logits, plan.lam, (height, width), mixer.spec.rendering)
-    return (masks.mean((1, 2, 3)) - plan.lam).abs()
-
-
-def _mixed(mixer: FrozenMixer, images: Tensor, logits: Tensor, call: MixCall) -> np.ndarray:
-    """Mix one request's pixels: uint8 [B, 3, H, W]."""
-    plan = _stage_plan([call]).to(images.device)
-    height, width = images.shape[-2:]
-    masks = render_masks(logits, plan.lam, (height, width), mixer.spec.rendering)
-    mixed = blend(as_unit_float(images), plan.partner, masks)
-    return mixed.mul_(255).round_().to(torch.uint8).cpu().numpy()
+def _pixels_of(call: MixCall) -> np.ndarray:
+    assert isinstance(call.pixels, np.ndarray), "prepare() has decoded them"
+    return call.pixels

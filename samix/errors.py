@@ -39,6 +39,11 @@ class MixerError(Exception):
 class BadBatch(MixerError, InputError):
     """The batch is wrong: rank, dtype, size, lam or partner."""
 
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        """The field of the request that is wrong, where it is one."""
+
 
 class MixerNotFound(MixerError):
     """The server hosts no mixer of that name or version."""

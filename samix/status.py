@@ -22,6 +22,7 @@ from samix.errors import (
     MixerTimeout,
     MixerUnavailable,
 )
+from samix.mixer.v1 import mixer_pb2 as pb
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ STATUS_OF: dict[type[MixerError], grpc.StatusCode] = {
     MixerBroken: grpc.StatusCode.INTERNAL,
 }
 
-_MAX_MESSAGE_BYTES = 1024  # sent twice, once percent-encoded, and all metadata must stay below 8 KiB
+_MAX_MESSAGE_BYTES = 1024  # sent three times, once percent-encoded; all metadata must stay below 8 KiB
+_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _ERROR_OF = {status: error for error, status in STATUS_OF.items()}
 
 
@@ -45,17 +47,39 @@ def to_status(error: MixerError) -> grpc.Status:
     status = status_pb2.Status(code=code, message=_shortened(str(error)))
     if isinstance(error, MixerOverloaded):
         status.details.append(_retry_info(error.retry_after_s))
+    if isinstance(error, BadBatch) and error.field:
+        status.details.append(_bad_request(error.field, status.message))
     return rpc_status.to_status(status)
 
 
 def from_rpc_error(error: grpc.RpcError, target: str) -> MixerError:
     """Translate what gRPC raised into our tree; `target` is the address that was asked, for the message."""
     assert isinstance(error, grpc.Call)  # every RpcError of a call is also the call
-    code, sentence = error.code(), error.details() or "no details"
+    retry_after_s = _retry_after_s(error) if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else None
+    return _to_error(error.code(), error.details() or "no details", retry_after_s, target)
+
+
+def to_refusal(error: MixerError) -> pb.Refusal:
+    """Say the same as `to_status` about one batch of a stream."""
+    refusal = pb.Refusal(code=STATUS_OF[type(error)].value[0], message=_shortened(str(error)))
+    if isinstance(error, MixerOverloaded):
+        refusal.retry_after_ms = max(1, round(1000 * error.retry_after_s))
+    if isinstance(error, BadBatch) and error.field:
+        refusal.field_violations.add(field=error.field, description=refusal.message)
+    return refusal
+
+
+def from_refusal(refusal: pb.Refusal, target: str) -> MixerError:
+    """Translate a refusal back; the other way round than `to_refusal`."""
+    retry_after_s = refusal.retry_after_ms / 1000 if refusal.retry_after_ms else None
+    code = _CODES.get(refusal.code, grpc.StatusCode.UNKNOWN)
+    return _to_error(code, refusal.message or "no details", retry_after_s, target)
+
+
+def _to_error(code: grpc.StatusCode, sentence: str, retry_after_s: float | None, target: str) -> MixerError:
     message = f"mixer at {target}: {sentence} ({code.name})"
     if code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return _ERROR_OF.get(code, MixerBroken)(message)
-    retry_after_s = _retry_after_s(error)
     if retry_after_s is None:
         return BadBatch(f"{message}; the message is over a size limit, send smaller batches")
     return MixerOverloaded(message, retry_after_s)
@@ -70,6 +94,13 @@ def _retry_info(delay_s: float) -> any_pb2.Any:
     delay.FromNanoseconds(round(delay_s * 1e9))
     packed = any_pb2.Any()
     packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return packed
+
+
+def _bad_request(field: str, description: str) -> any_pb2.Any:
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     return packed
 
 

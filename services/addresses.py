@@ -2,6 +2,7 @@
 
 import errno
 import socket
+import sys
 
 from samix.errors import ConfigError
 
@@ -50,3 +51,28 @@ def check_address(host: str, port: int) -> None:
             trial.listen()
         except OSError as error:
             raise refuse_address(host, port, error) from error
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """Keep a port for processes that will listen there together, each with SO_REUSEPORT.
+
+    Nothing listens through the socket that is returned: it makes sure that the port is free, finds one for 0, and keeps
+    other programs away, also while none of those processes runs.
+
+    Raises:
+        ConfigError: if the address cannot be listened on, or this system does not share ports.
+    """
+    if sys.platform != "linux":  # elsewhere one of the listeners gets all connections
+        raise ConfigError(f"several processes share a port on Linux only, this is {sys.platform}; use one process")
+    check_address(host, port)
+    reserved = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as in `check_address`
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        reserved.bind((host, port))
+        # As long as nobody listens yet, another server with SO_REUSEADDR, which is every one, could still do so.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    except OSError as error:
+        reserved.close()
+        raise refuse_address(host, port, error) from error
+    return reserved

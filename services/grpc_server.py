@@ -22,7 +22,11 @@ _MAX_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes, of sockaddr_u
 
 
 def make_server(
-    executor: ThreadPoolExecutor, *, max_message_mib: int, interceptors: Sequence[grpc.ServerInterceptor] = ()
+    executor: ThreadPoolExecutor,
+    *,
+    max_message_mib: int,
+    interceptors: Sequence[grpc.ServerInterceptor] = (),
+    shares_port: bool = False,
 ) -> grpc.Server:
     """Make a server that listens nowhere yet.
 
@@ -30,9 +34,11 @@ def make_server(
         executor: threads that answer; a method that may block must leave some of them free for health checks.
         max_message_mib: largest message it receives; gRPC refuses larger ones with RESOURCE_EXHAUSTED.
         interceptors: see every call before its handler does.
+        shares_port: whether other processes listen on the same TCP port; the system then spreads connections.
     """
     options = [
-        ("grpc.so_reuseport", 0),  # otherwise a second server shares the port silently and takes half of the calls
+        # 1 is gRPC's default: a second server would share the port silently and take half of the calls.
+        ("grpc.so_reuseport", int(shares_port)),
         ("grpc.max_receive_message_length", max_message_mib * MIB),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_allowed_incoming_connections", _MAX_CONNECTIONS),
@@ -45,13 +51,20 @@ def make_server(
     return grpc.server(executor, interceptors=list(interceptors), options=options)
 
 
-def listen(server: grpc.Server, host: str, port: int) -> int:
+def listen(server: grpc.Server, host: str, port: int, *, shares_port: bool = False) -> int:
     """Listen on a TCP port, 0 for a free one; answers the port.
+
+    Args:
+        server: as `make_server` made it.
+        host: address to listen on.
+        port: port to listen on.
+        shares_port: as `make_server` was told; `reserve_port` has then seen to it that nobody else is there.
 
     Raises:
         ConfigError: if the address cannot be listened on.
     """
-    check_address(host, port)
+    if not shares_port:
+        check_address(host, port)
     try:
         return server.add_insecure_port(format_address(host, port))
     except RuntimeError as error:

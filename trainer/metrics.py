@@ -72,6 +72,7 @@ class TrainerMetrics:
         self._sent = self._counter("mixer_client_sent_bytes_total", "Bytes of requests, retries included.")
         self.in_flight = self._gauge("mixer_client_in_flight_bytes", "Bytes of requests that wait for their answers.")
         self._received = self._counter("mixer_client_received_bytes_total", "Bytes of answers.")
+        self._hedges = self._counter("mixer_client_hedges_total", "Requests sent to a second replica as well.")
         retries = Counter(
             "mixer_client_retries_total", "Requests sent again.", ["rank", "reason"], registry=self.registry
         )
@@ -110,6 +111,10 @@ class TrainerMetrics:
     def retried(self, reason: RetryReason) -> None:
         """Count a retry."""
         self._retries[reason].inc()
+
+    def hedged(self) -> None:
+        """Count a hedge."""
+        self._hedges.inc()
 
     def value(self, family: str) -> float:
         """Sum the samples of one counter or gauge of this rank, for summaries."""

@@ -6,17 +6,20 @@ data loading workers fork, but once it was used, a fork has to connect anew.
 
 import os
 import re
+import socket
 import threading
-from typing import Literal
 
 import grpc
-from google.protobuf.message import Message
 
+from samix.client.attempts import Attempt
 from samix.client.config import ClientConfig
+from samix.client.sharing import Sharing
+from samix.client.streams import Streams
+from samix.client.timers import Timers
+from samix.client.unary import Line, Method, start_unary
 from samix.errors import InputError, MixerCancelled
-from samix.mixer.v1 import mixer_pb2_grpc
-
-Method = Literal["Mix", "GetMixer", "ListMixers"]
+from samix.framing import Framed
+from samix.wire import CLIENT_KEY
 
 _NETWORK_TARGET = re.compile(r"(dns:///)?([\w.-]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
 _UNIX_TARGET = re.compile(r"unix:///[^\s,]+")
@@ -45,8 +48,10 @@ class Connection:
         self.target = target
         self._config = config
         self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._stub: mixer_pb2_grpc.MixerServiceStub | None = None
+        self._line: Line | None = None
+        self._streams: Streams | None = None
+        self._sharing: Sharing | None = None
+        self._timers = Timers()
         self._process_id: int | None = None
         self._is_closed = False
 
@@ -64,18 +69,27 @@ class Connection:
                 f"the mixer at {self.target} was used before this process was forked; connect in the worker"
             )
 
-    def start(self, method: Method, request: Message, timeout_s: float) -> grpc.Future:
-        """Send `request` and return the call, which is a future of the answer and also a `grpc.Call`.
+    def start(self, method: Method, request: Framed, timeout_s: float) -> Attempt:
+        """Send `request`: mixes on a stream where the server has them, all else as a call of its own.
 
         Raises:
             InputError: if the channel was opened before this process was forked.
             MixerCancelled: if the connection is closed.
         """
-        stub = self._open()
+        line, streams = self._open()
+        slot = None
+        if method == "Mix" and self._sharing is not None:
+            request, slot = self._sharing.place(request)
         try:
-            return getattr(stub, method).future(request, timeout=timeout_s)
+            if method == "Mix" and streams is not None:
+                attempt = streams.start(request, timeout_s)
+            else:
+                attempt = start_unary(line, method, request, timeout_s)
         except ValueError as err:  # gRPC's answer when another thread closes the channel right now
             raise self._closed_error() from err
+        if slot is not None:
+            attempt.add_done_callback(lambda _: slot.release())
+        return attempt
 
     def close(self) -> None:
         """End the connection; calls under way end as cancelled."""
@@ -83,25 +97,49 @@ class Connection:
             return  # the channel belongs to the parent
         with self._lock:
             self._is_closed = True
-            if self._channel is not None:
-                self._channel.close()
+            line, streams, sharing = self._line, self._streams, self._sharing
+        if streams is not None:
+            streams.close()
+        if line is not None:
+            line.channel.close()
+        if sharing is not None:
+            sharing.close()
+        self._timers.close()
 
-    def _open(self) -> mixer_pb2_grpc.MixerServiceStub:
+    def _open(self) -> tuple[Line, Streams | None]:
         self.check_process()  # before the lock, which the parent may have held at the fork
         with self._lock:
             if self._is_closed:
                 raise self._closed_error()
-            if self._stub is None:
-                self._channel = grpc.insecure_channel(self.target, _channel_options(self._config))
-                self._stub = mixer_pb2_grpc.MixerServiceStub(self._channel)
+            if self._line is None:
+                channel = grpc.insecure_channel(self.target, _channel_options(self._config))
+                name = self._config.name or f"{socket.gethostname()}:{os.getpid()}"
+                self._line = Line(channel=channel, target=self.target, metadata=((CLIENT_KEY, name),))
                 self._process_id = os.getpid()
-            return self._stub
+                if self._config.shared_memory_mib and (path := _unix_path(self.target)):
+                    self._sharing = Sharing(path, self._config.shared_memory_mib << 20)
+                if self._config.streams.max_batches:
+                    self._streams = self._make_streams(self._line)
+            return self._line, self._streams
+
+    def _make_streams(self, line: Line) -> Streams:
+        return Streams(
+            line,
+            self._config.streams,
+            timers=self._timers,
+            max_answer_bytes=self._config.max_message_bytes,
+        )
 
     def _was_forked(self) -> bool:
         return self._process_id not in (None, os.getpid())
 
     def _closed_error(self) -> MixerCancelled:
         return MixerCancelled(f"the connection to the mixer at {self.target} was closed; connect again")
+
+
+def _unix_path(target: str) -> str | None:
+    scheme, _, path = target.partition("://")
+    return path if scheme == "unix" else None
 
 
 def _channel_options(config: ClientConfig) -> list[tuple[str, int | str]]:

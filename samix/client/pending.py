@@ -3,14 +3,18 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from samix import wire
-from samix.client.replicas import Replicas
+from samix.client.config import Exchange
+from samix.client.pixels import shrink
+from samix.client.replicas import Replicas, Route
 from samix.client.retrying import RetryingCall
+from samix.framing import Framed
+from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float
 from samix.mixing.render import compose
 
@@ -40,7 +44,7 @@ class PendingMix:
         *,
         answer: RetryingCall,
         call: wire.MixCall,
-        jpeg_quality: int | None,
+        exchange: Exchange,
         images: Tensor,
         labels: Tensor | None,
         plan: MixPlan,
@@ -48,7 +52,7 @@ class PendingMix:
     ) -> None:
         self._answer = answer
         self._call = call
-        self._jpeg_quality = jpeg_quality
+        self._exchange = exchange
         self._images = images
         self._labels = labels
         self._plan = plan
@@ -77,9 +81,9 @@ class PendingMix:
             InputError, MixerCancelled: as `Connection.start` does.
         """
         started = time.perf_counter()
-        request = wire.encode_request(self._call, self._jpeg_quality)
+        request = self._encode()
         self._encode_s = time.perf_counter() - started
-        self._answer.start(partial(replicas.start, "Mix", request), request.ByteSize())
+        self._answer.start(Route(replicas, "Mix", request), request.num_bytes)
 
     def fail(self, error: Exception) -> None:
         """Let `result` raise an error that `send` met on another thread."""
@@ -106,14 +110,24 @@ class PendingMix:
         """Give up the mix; `result` then raises MixerCancelled unless the answer was faster."""
         self._answer.cancel()
 
+    def _encode(self) -> Framed[pb.MixRequest]:
+        exchange, call = self._exchange, self._call
+        if exchange.encoder_size is not None:
+            assert isinstance(call.pixels, np.ndarray)
+            call = replace(call, pixels=shrink(torch.from_numpy(call.pixels), exchange.encoder_size).numpy())
+        return wire.encode_request(call, exchange.jpeg_quality if exchange.encoding == "jpeg" else None)
+
     def _mix(self, reply: wire.MixReply, device: torch.device | None) -> MixedBatch:
         images, labels = self._images, self._labels
         if device is not None:
             images = images.to(device, non_blocking=True)
             labels = None if labels is None else labels.to(device, non_blocking=True)
-        # Copies: torch warns of tensors over read-only memory.
-        logits = torch.from_numpy(reply.mask_logits.copy())
-        mixed = compose(images, labels, self._plan, logits, reply.rendering)
+        mixed = compose(images, labels, self._plan, _tensor(reply.mask_logits), reply.rendering)
         if reply.images is None:
             return mixed
-        return replace(mixed, images=as_unit_float(torch.from_numpy(reply.images.copy()).to(images.device)))
+        return replace(mixed, images=as_unit_float(_tensor(reply.images).to(images.device)))
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    # torch warns of tensors over read-only memory.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -11,26 +11,37 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-import torch
+import numpy as np
 from google.protobuf.message import Message
 from torch import Tensor
 
 from samix import wire
-from samix.client.channel import Connection, Method, check_targets
-from samix.client.config import ClientConfig, Encoding, Exchange, Reply
+from samix.client.channel import Connection, check_targets
+from samix.client.config import ClientConfig, Encoding, Exchange, ImageFormat, Priority, Reply
 from samix.client.encoding import EncodingThreads
+from samix.client.hedging import Hedging
 from samix.client.pending import PendingMix
-from samix.client.replicas import Replicas
+from samix.client.pixels import on_host, shrink
+from samix.client.replicas import Replicas, Route
 from samix.client.retrying import ClientObserver, RetryingCall, SilentObserver
+from samix.client.timers import Timers
+from samix.client.unary import Method
 from samix.errors import InputError
+from samix.framing import Framed
 from samix.mixer.v1 import mixer_pb2 as pb
-from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float, check_images, check_labels
+from samix.mixing.batch import MixedBatch, MixPlan, check_images, check_labels
 from samix.mixing.plan import SAMIX_ALPHA, draw_plan, generator_for, resolve_plan
 
 log = logging.getLogger(__name__)
 
 _DEFAULT_CONFIG = ClientConfig()
 _SILENT = SilentObserver()
+_IMAGE_DTYPES: dict[ImageFormat, np.dtype] = {"uint8": np.dtype(np.uint8), "float16": np.dtype("<f2")}
+_PRIORITIES: dict[Priority, int] = {
+    "low": pb.PRIORITY_LOW,
+    "normal": pb.PRIORITY_NORMAL,
+    "high": pb.PRIORITY_HIGH,
+}
 
 
 def connect(
@@ -41,6 +52,9 @@ def connect(
     reply: Reply = "masks",
     encoding: Encoding = "raw",
     jpeg_quality: int = 90,
+    encoder_size: int | None = None,
+    image_format: ImageFormat = "uint8",
+    priority: Priority = "normal",
     config: ClientConfig = _DEFAULT_CONFIG,
     observer: ClientObserver = _SILENT,
 ) -> "RemoteMixer":
@@ -51,16 +65,26 @@ def connect(
             Batches go to them by turns, as they go to all addresses of a DNS name.
         mixer: its name on the server; may be empty where the server hosts exactly one.
         version: weights version to insist on; empty takes the one that is loaded.
-        reply: `masks` blends the images given to `mix`; `images` takes mixed uint8 images from the server.
+        reply: `masks` blends the images given to `mix`; `images` takes mixed images from the server.
         encoding: `raw` sends the exact pixels, `jpeg` a tenth of the bytes; see `Exchange`.
         jpeg_quality: of JPEGs, 1 to 100.
-        config: deadlines, limits and retries.
-        observer: told of bytes and retries.
+        encoder_size: longer side of smaller copies that go up for masks, in pixels; None sends the images themselves.
+        image_format: of reply `images`: `uint8`, or `float16` for finer steps.
+        priority: of its batches among all that wait on the server.
+        config: deadlines, limits, retries and hedges.
+        observer: told of bytes, retries and hedges.
 
     Raises:
         InputError: if `target` is no address, or there is no such exchange.
     """
-    exchange = Exchange(reply=reply, encoding=encoding, jpeg_quality=jpeg_quality)
+    exchange = Exchange(
+        reply=reply,
+        encoding=encoding,
+        jpeg_quality=jpeg_quality,
+        encoder_size=encoder_size,
+        image_format=image_format,
+        priority=priority,
+    )
     replicas = Replicas([Connection(address, config) for address in check_targets(target)])
     return RemoteMixer(replicas, mixer=mixer, version=version, exchange=exchange, config=config, observer=observer)
 
@@ -86,6 +110,8 @@ class RemoteMixer:
         self._observer = observer
         self._versions_seen: set[str] = set()
         self._encoding_threads = EncodingThreads()
+        self._timers = Timers()
+        self._hedging = Hedging(config.hedge) if config.hedge and replicas.has_several else None
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +176,7 @@ class RemoteMixer:
         Raises:
             MixerError: if the server has no such mixer or does not answer.
         """
-        return self._start("GetMixer", pb.GetMixerRequest(name=self._mixer)).result().mixer
+        return self._start("GetMixer", pb.GetMixerRequest(name=self._mixer)).result().message.mixer
 
     def list_mixers(self) -> list[pb.MixerInfo]:
         """Ask the server for all its mixers, by name.
@@ -158,7 +184,7 @@ class RemoteMixer:
         Raises:
             MixerError: if the server does not answer.
         """
-        return list(self._start("ListMixers", pb.ListMixersRequest()).result().mixers)
+        return list(self._start("ListMixers", pb.ListMixersRequest()).result().message.mixers)
 
     def wait_ready(self, timeout_s: float) -> pb.MixerInfo:
         """Wait until the server answers for this mixer, which may start after its clients.
@@ -169,11 +195,12 @@ class RemoteMixer:
         """
         retry = replace(self._config.retry, attempts=None)
         patient = replace(self._config, deadline_s=timeout_s, retry=retry)
-        return self._start("GetMixer", pb.GetMixerRequest(name=self._mixer), patient).result().mixer
+        return self._start("GetMixer", pb.GetMixerRequest(name=self._mixer), patient).result().message.mixer
 
     def close(self) -> None:
-        """End the connections; mixes under way end as cancelled."""
+        """End the connections; mixes under way end as cancelled. May be called twice, and from any thread."""
         self._replicas.close()
+        self._timers.close(call_back=True)  # what waits to be sent again finds the connections closed
         self._encoding_threads.close()
 
     def note_version(self, version: str) -> None:
@@ -199,45 +226,50 @@ class RemoteMixer:
                 mix.cancel()
 
     def _submit(self, images: Tensor, labels: Tensor | None, plan: MixPlan, exchange: Exchange) -> PendingMix:
+        # A GPU makes the copies itself, before its bytes cross to the host.
+        source = shrink(images, exchange.encoder_size) if images.is_cuda else images
         call = wire.MixCall(
             mixer=self._mixer,
             version=self._version,
-            pixels=_pixels(images).numpy(),
+            pixels=on_host(source).numpy(),
             lam=plan.lam.numpy(),
             partner=plan.partner.numpy(),
             wants_images=exchange.reply == "images",
+            image_dtype=_IMAGE_DTYPES[exchange.image_format],
+            priority=_PRIORITIES[exchange.priority],
         )
         pending = PendingMix(
-            answer=self._call(),
+            answer=self._call(hedging=self._hedging),
             call=call,
-            jpeg_quality=exchange.jpeg_quality if exchange.encoding == "jpeg" else None,
+            exchange=exchange,
             images=images,
             labels=labels,
             plan=plan,
             note_version=self.note_version,
         )
-        if exchange.encoding == "raw":
-            pending.send(self._replicas)
-        else:
+        if exchange.changes_pixels:
             self._replicas.check_process()  # a fork has no encoding threads
             self._encoding_threads.run(partial(pending.send, self._replicas), pending.fail)
+        else:
+            pending.send(self._replicas)
         return pending
 
-    def _call(self, config: ClientConfig | None = None) -> RetryingCall:
-        return RetryingCall(target=self._replicas.target, config=config or self._config, observer=self._observer)
+    def _call(self, config: ClientConfig | None = None, hedging: Hedging | None = None) -> RetryingCall:
+        return RetryingCall(
+            target=self._replicas.target,
+            config=config or self._config,
+            observer=self._observer,
+            timers=self._timers,
+            hedging=hedging,
+        )
 
     def _start(self, method: Method, request: Message, config: ClientConfig | None = None) -> RetryingCall:
         call = self._call(config)
-        call.start(partial(self._replicas.start, method, request), request.ByteSize())
+        framed = Framed(request)
+        call.start(Route(self._replicas, method, framed), framed.num_bytes)
         return call
 
 
 def _check(images: Tensor, labels: Tensor | None) -> None:
     check_images(images)
     check_labels(labels, len(images))
-
-
-def _pixels(images: Tensor) -> Tensor:
-    """Bring images to what travels: uint8 as it is, any float as float32, on the host."""
-    images = images.detach().cpu()
-    return images if images.dtype == torch.uint8 else as_unit_float(images)

@@ -11,15 +11,15 @@ deadline has passed.
 import random
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Literal, Protocol
 
-import grpc
-
+from samix.client.attempts import Attempt, Outcome
 from samix.client.config import ClientConfig
-from samix.errors import MixerCancelled, MixerError, MixerOverloaded, MixerTimeout, MixerUnavailable
-from samix.status import from_rpc_error
+from samix.client.hedging import Hedging
+from samix.client.timers import Timers
+from samix.errors import BadBatch, MixerCancelled, MixerError, MixerOverloaded, MixerTimeout, MixerUnavailable
+from samix.framing import Framed
 
 RetryReason = Literal["unavailable", "overloaded", "timeout"]
 
@@ -42,24 +42,59 @@ class ClientObserver(Protocol):
     def retried(self, reason: RetryReason) -> None:
         """A request will be sent again."""
 
+    def hedged(self) -> None:
+        """A request that waits for one replica was sent to a second one."""
+
 
 class SilentObserver(ClientObserver):
     """Listens to nothing."""
 
 
+class Sender(Protocol):
+    """Sends one request, as often as it is told to."""
+
+    def start(self, timeout_s: float) -> Attempt:
+        """Send it.
+
+        Raises:
+            InputError, MixerCancelled: as `Connection.start` does.
+        """
+        ...
+
+    def start_elsewhere(self, timeout_s: float) -> Attempt | None:
+        """Send it to another server than the last one; None where there is no other.
+
+        Raises:
+            InputError, MixerCancelled: as `Connection.start` does.
+        """
+        ...
+
+
 class RetryingCall:
     """One request until its answer. Its deadline runs from when it is made. Safe for threads."""
 
-    def __init__(self, *, target: str, config: ClientConfig, observer: ClientObserver) -> None:
+    def __init__(
+        self,
+        *,
+        target: str,
+        config: ClientConfig,
+        observer: ClientObserver,
+        timers: Timers,
+        hedging: Hedging | None = None,
+    ) -> None:
         self._target = target
         self._policy = config.retry
         self._observer = observer
+        self._timers = timers
+        self._hedging = hedging
         self._started = time.monotonic()
         self._deadline = self._started + config.deadline_s
         self._lock = threading.Lock()
-        self._answer: Future[Any] = Future()
-        self._send: Callable[[float], grpc.Future] | None = None
-        self._attempt: grpc.Future | None = None
+        self._answer: Future[Framed[Any]] = Future()
+        self._sender: Sender | None = None
+        self._first_sent = self._started
+        self._under_way: list[Attempt] = []
+        self._is_answered = False
         self._num_attempts = 0
         self._backoff_s = config.retry.initial_backoff_s
         self.num_bytes: int | None = None
@@ -72,32 +107,32 @@ class RetryingCall:
         """Whether nothing more will be sent or received."""
         return self._answer.done()
 
-    def start(self, send: Callable[[float], grpc.Future], num_bytes: int) -> None:
+    def start(self, sender: Sender, num_bytes: int) -> None:
         """Send the request for the first time.
 
         Args:
-            send: starts one attempt with a time limit in seconds.
+            sender: sends it.
             num_bytes: size of the request.
 
         Raises:
             InputError, MixerCancelled: as `Connection.start` does.
         """
-        self._send, self.num_bytes = send, num_bytes
-        self._start_attempt(send, num_bytes)
+        self._sender, self.num_bytes, self._first_sent = sender, num_bytes, time.monotonic()
+        self._start_attempt(sender)
+        self._watch()
 
     def fail(self, error: Exception) -> None:
         """End with an error of ours before anything was sent."""
         self._settle(error)
 
-    def result(self) -> Any:
+    def result(self) -> Framed[Any]:
         """Wait for the answer, at most until the deadline.
 
         Raises:
             MixerError: what went wrong in the end.
         """
-        remaining_s = max(self._deadline - time.monotonic(), 0)
         try:
-            return self._answer.result(remaining_s + _GRACE_S)
+            return self._answer.result(self._remaining_s + _GRACE_S)
         except TimeoutError:
             error = MixerTimeout(f"mixer at {self._target}: no answer before the deadline")
             self._give_up(error)
@@ -109,27 +144,70 @@ class RetryingCall:
 
     def _give_up(self, error: MixerError) -> None:
         self._settle(error)
-        if self._attempt is not None:
-            self._attempt.cancel()
+        with self._lock:
+            attempts = list(self._under_way)
+        for attempt in attempts:
+            attempt.cancel()
 
-    def _on_attempt_done(self, attempt: Any) -> None:
-        if attempt.code() is grpc.StatusCode.OK:
-            response = attempt.result()
-            self.answer_s = time.monotonic() - self._started
-            self._observer.received(response.ByteSize(), self.answer_s)
-            self._settle(response)
+    def _watch(self) -> None:
+        """Hedge later, should it take long by then."""
+        slow_s = None if self._hedging is None else self._hedging.start()
+        if slow_s is None or self._answer.done():
             return
-        if self._answer.done():  # by `cancel`, or the deadline
+        timer = self._timers.after(slow_s, self._hedge)
+        self._answer.add_done_callback(lambda _: timer.cancel())
+
+    def _hedge(self) -> None:
+        assert self._sender is not None
+        assert self._hedging is not None
+        with self._lock:
+            # During a pause nothing is slow. The next attempt goes to the next replica anyway.
+            if self._answer.done() or not self._under_way or not self._hedging.is_affordable:
+                return
+            attempt = self._sender.start_elsewhere(self._remaining_s)
+            if attempt is None:
+                return
+            self._under_way.append(attempt)
+        self._hedging.spend()
+        self._observer.hedged()
+        self._listen(attempt)
+
+    def _on_attempt_done(self, attempt: Attempt) -> None:
+        outcome = attempt.outcome
+        with self._lock:
+            self._under_way.remove(attempt)
+            others = list(self._under_way)
+            is_late = self._is_answered or self._answer.done()  # by another attempt, `cancel`, or the deadline
+            self._is_answered |= not isinstance(outcome, MixerError)
+        if is_late:
             return
-        error = from_rpc_error(attempt, self._target)
+        if not isinstance(outcome, MixerError):
+            self._take(outcome)
+        elif others and not isinstance(outcome, BadBatch):
+            return  # they may still answer, but for a batch that nobody would mix
+        else:
+            self._retry(outcome)
+        for other in others:
+            other.cancel()
+
+    def _take(self, answer: Framed[Any]) -> None:
+        now = time.monotonic()
+        self.answer_s = now - self._started
+        if self._hedging is not None:
+            self._hedging.answered(now - self._first_sent)
+        self._observer.received(answer.num_bytes, self.answer_s)
+        self._settle(answer)
+
+    def _retry(self, error: MixerError) -> None:
         pause_s = self._pause_s(error)
         if pause_s is None:
             self._settle(error)
             return
         self._observer.retried(_reason(error))
-        timer = threading.Timer(pause_s, self._start_again)
-        timer.daemon = True
-        timer.start()
+        try:
+            self._timers.after(pause_s, self._start_again)
+        except MixerCancelled as closed:
+            self._settle(closed)
 
     def _pause_s(self, error: MixerError) -> float | None:
         """Say how long to wait before the next attempt, or None where there should be none."""
@@ -145,24 +223,31 @@ class RetryingCall:
         return self._policy.attempts is not None and self._num_attempts >= self._policy.attempts
 
     def _start_again(self) -> None:
-        assert self._send is not None
-        assert self.num_bytes is not None
+        assert self._sender is not None
         try:
-            self._start_attempt(self._send, self.num_bytes)
+            self._start_attempt(self._sender)
         except MixerCancelled as error:  # the connection was closed during the pause
             self._settle(error)
 
-    def _start_attempt(self, send: Callable[[float], grpc.Future], num_bytes: int) -> None:
+    def _start_attempt(self, sender: Sender) -> None:
         with self._lock:
             if self._answer.done():
                 return
             self._num_attempts += 1
-            attempt = send(max(self._deadline - time.monotonic(), 0))
-            self._attempt = attempt
-        self._observer.sent(num_bytes)
+            attempt = sender.start(self._remaining_s)
+            self._under_way.append(attempt)
+        self._listen(attempt)
+
+    def _listen(self, attempt: Attempt) -> None:
+        assert self.num_bytes is not None
+        self._observer.sent(self.num_bytes)
         attempt.add_done_callback(self._on_attempt_done)  # outside the lock: it may run right here
 
-    def _settle(self, outcome: Any) -> None:
+    @property
+    def _remaining_s(self) -> float:
+        return max(self._deadline - time.monotonic(), 0)
+
+    def _settle(self, outcome: Outcome | Exception) -> None:
         with self._lock:
             if self._answer.done():
                 return

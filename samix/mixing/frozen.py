@@ -13,6 +13,10 @@ from samix.mixing.plan import resolve_plan
 from samix.mixing.render import compose
 from samix.mixing.spec import MixerSpec
 
+_IMAGES_AT_ONCE = 16
+"""That a CPU encodes: what their layers pass on stays in its caches. 64 images of 224 px take a seventh less time, one
+thread, in four parts (ResNet-18, EPYC 9004); 32 px images are indifferent."""
+
 
 class MaskNet(nn.Module):
     """From images and a plan to mask logits: normalisation, encoder, mixing block."""
@@ -40,9 +44,14 @@ class MaskNet(nn.Module):
             return cls(Normalise(spec.mean, spec.std), encoder, MixingBlock(spec.block, channels))
 
     def forward(self, images: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
-        """Predict logits [B, 1, h, w] for images in [0, 1]."""
-        features = self.encoder(self.normalise(images))
-        return self.block(features, lam, partner)
+        """Predict logits [B, 1, h, w] for images that are uint8, or float in [0, 1]."""
+        return self.block(self._encode(images), lam, partner)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        if images.device.type != "cpu" or self.training:  # in training, batch norm looks at the whole batch
+            return self.encoder(self.normalise(as_unit_float(images)))
+        parts = images.split(_IMAGES_AT_ONCE)
+        return torch.cat([self.encoder(self.normalise(as_unit_float(part))) for part in parts])
 
 
 class FrozenMixer(InProcessMixer):
@@ -66,12 +75,14 @@ class FrozenMixer(InProcessMixer):
         return self._net
 
     @torch.inference_mode()
-    def mask_logits(self, images: Tensor, plan: MixPlan) -> Tensor:
+    def mask_logits(self, images: Tensor, plan: MixPlan, *, precision: torch.dtype = torch.float32) -> Tensor:
         """Predict the logits of image i's share.
 
         Args:
             images: uint8, or float in [0, 1], [B, 3, H, W], on any device.
             plan: what is mixed with what.
+            precision: of the encoder's arithmetic; its weights and the mixing block stay float32. bfloat16 takes half
+                the time where the processor knows it, for masks that are a little different.
 
         Returns:
             float32 [B, 1, h, w] on the mixer's device, within +-LOGIT_LIMIT. Rows do not depend on each other beyond
@@ -83,10 +94,10 @@ class FrozenMixer(InProcessMixer):
         if len(plan) != len(images):
             raise BadBatch(f"the plan is for {len(plan)} images, got {len(images)}; draw one for this batch")
         self.spec.check_size(*images.shape[-2:])
-        pixels = as_unit_float(images.to(self.device))
-        plan = plan.to(self.device)
-        with torch.autocast(self.device.type, enabled=False):  # the same masks, whatever the caller trains in
-            return self._net(pixels, plan.lam, plan.partner)
+        images, plan = images.to(self.device), plan.to(self.device)
+        # Said either way: the masks are the same, whatever the caller trains in.
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            return self._net(images, plan.lam, plan.partner)
 
     def _mix(
         self,

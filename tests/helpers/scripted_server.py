@@ -4,25 +4,38 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 import grpc
 import numpy as np
 import torch
+from framing import parts, whole
+from scripted_streams import HangUp, Outcome, ScriptedStream, refusal, settle
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from samix.client.retrying import ClientObserver, RetryReason
-from samix.errors import BadBatch, MixerError, MixerNotFound
+from samix.errors import MixerError, MixerNotFound
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixer.v1 import mixer_pb2_grpc
 from samix.mixing.batch import MixPlan
 from samix.mixing.frozen import FrozenMixer, random_mixer
 from samix.mixing.presets import tiny_spec
 from samix.mixing.render import Rendering, compose
-from samix.status import to_status
+from samix.status import to_refusal, to_status
 from samix.wire import MixCall, MixReply, decode_request, encode_rendering, encode_response
 
 RENDERING = Rendering(upsampling="bilinear", lam_margin=0.0)
 PATIENCE_S = 20.0
+Fault = MixerError | grpc.StatusCode | HangUp
+
+
+class AsTold(Exception):
+    """A fault that is no error of ours."""
+
+    def __init__(self, fault: grpc.StatusCode | HangUp) -> None:
+        super().__init__(fault)
+        self.fault = fault
 
 
 class ScriptedServicer(mixer_pb2_grpc.MixerServiceServicer):
@@ -32,7 +45,10 @@ class ScriptedServicer(mixer_pb2_grpc.MixerServiceServicer):
         self.predict = predict
         self.rendering = rendering
         self.version = "v1"
-        self.faults: deque[MixerError | grpc.StatusCode] = deque()
+        self.has_streams = True
+        self.max_batches = 0
+        self.num_streams = 0
+        self.faults: deque[Fault] = deque()
         self.stalls: Callable[[MixCall], bool] = lambda _call: False
         self.gate = threading.Event()
         self.num_calls = 0
@@ -44,19 +60,27 @@ class ScriptedServicer(mixer_pb2_grpc.MixerServiceServicer):
         number = self._enter()
         if not context.add_callback(lambda: self._leave(number)):
             self._leave(number)
-        try:
-            return self._answer(request, context)
-        except BadBatch as error:
-            context.abort_with_status(to_status(error))
-            raise  # never reached: aborting raises
-        finally:
-            self._leave(number)
+        with self._failing(context):
+            return self._answer(request)
+
+    def MixStream(
+        self, request_iterator: Iterator[pb.MixStreamRequest], context: grpc.ServicerContext
+    ) -> Iterator[pb.MixStreamResponse]:
+        if not self.has_streams:
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "as told")
+        stream = ScriptedStream(self._settle, self.max_batches)
+        with self.changed:
+            self.num_streams += 1
+        if context.add_callback(stream.end):
+            threading.Thread(target=stream.read, args=(request_iterator,), daemon=True).start()
+            yield from stream.write(context)
 
     def GetMixer(self, request: pb.GetMixerRequest, context: grpc.ServicerContext) -> pb.GetMixerResponse:
-        self._fail(context)
-        if request.name not in ("", "tiny"):
-            context.abort_with_status(to_status(MixerNotFound(f"no mixer {request.name!r} here; there is: tiny")))
-        return pb.GetMixerResponse(mixer=self._info())
+        with self._failing(context):
+            self._fail()
+            if request.name not in ("", "tiny"):
+                raise MixerNotFound(f"no mixer {request.name!r} here; there is: tiny")
+            return pb.GetMixerResponse(mixer=self._info())
 
     def ListMixers(
         self,
@@ -69,33 +93,54 @@ class ScriptedServicer(mixer_pb2_grpc.MixerServiceServicer):
         with self.changed:
             return self.changed.wait_for(lambda: condition(self), PATIENCE_S)
 
-    def _answer(self, request: pb.MixRequest, context: grpc.ServicerContext) -> pb.MixResponse:
-        call = decode_request(request)
+    def _settle(self, request: pb.MixRequest, outcome: "Future[Outcome]") -> None:
+        """Answer a batch of a stream."""
+        number = self._enter()
+        outcome.add_done_callback(lambda _: self._leave(number))
+        try:
+            settle(outcome, self._answer(request))
+        except MixerError as error:
+            settle(outcome, to_refusal(error))
+        except AsTold as told:
+            settle(outcome, refusal(told.fault, "as told") if isinstance(told.fault, grpc.StatusCode) else told.fault)
+
+    def _answer(self, request: pb.MixRequest) -> pb.MixResponse:
+        call = decode_request(parts(request))
         if self.stalls(call):
             self.gate.wait(PATIENCE_S)
-        self._fail(context)
+        self._fail()
         logits = self.predict(call)
         images = self._mixed(call, logits) if call.wants_images else None
         reply = MixReply(
             mixer="tiny", version=self.version, rendering=self.rendering, mask_logits=logits, images=images
         )
-        return encode_response(reply)
+        return whole(encode_response(reply))
 
     def _info(self) -> pb.MixerInfo:
         return pb.MixerInfo(name="tiny", version=self.version, rendering=encode_rendering(self.rendering))
 
     def _mixed(self, call: MixCall, logits: np.ndarray) -> np.ndarray:
         plan = MixPlan(lam=torch.from_numpy(call.lam), partner=torch.from_numpy(call.partner))
-        mixed = compose(torch.from_numpy(call.pixels.copy()), None, plan, torch.from_numpy(logits), self.rendering)
-        return mixed.images.mul(255).round().byte().numpy()
+        images = compose(torch.from_numpy(pixels_of(call)), None, plan, torch.from_numpy(logits), self.rendering).images
+        return images.half().numpy() if call.image_dtype == np.float16 else images.mul(255).round().byte().numpy()
 
-    def _fail(self, context: grpc.ServicerContext) -> None:
-        if not self.faults:
-            return
-        fault = self.faults.popleft()
-        if isinstance(fault, grpc.StatusCode):
-            context.abort(fault, "as told")
-        context.abort_with_status(to_status(fault))
+    def _fail(self) -> None:
+        with self.changed:
+            fault = self.faults.popleft() if self.faults else None
+        if isinstance(fault, MixerError):
+            raise fault
+        if fault is not None:
+            raise AsTold(fault)
+
+    @contextmanager
+    def _failing(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """Make a fault the status of a call."""
+        try:
+            yield
+        except MixerError as error:
+            context.abort_with_status(to_status(error))
+        except AsTold as told:
+            context.abort(told.fault if isinstance(told.fault, grpc.StatusCode) else told.fault.code, "as told")
 
     def _enter(self) -> int:
         with self.changed:
@@ -135,10 +180,24 @@ def serving(
         server.stop(0).wait()
 
 
+def pixels_of(call: MixCall) -> np.ndarray:
+    """Return the pixels of a call, decoded, in memory of their own."""
+    if isinstance(call.pixels, np.ndarray):
+        return call.pixels.copy()
+    bounds, data = call.pixels.bounds(), call.pixels.data
+    pictures = [torch.frombuffer(bytearray(data[start:end]), dtype=torch.uint8) for start, end in bounds]
+    return np.stack([np.asarray(decode_jpeg(picture, ImageReadMode.RGB)) for picture in pictures])
+
+
+def first_pixel(call: MixCall) -> int:
+    """Return the first value of a batch, by which tests tell batches apart."""
+    return int(pixels_of(call).flat[0])
+
+
 def contrast_logits(call: MixCall) -> np.ndarray:
     """Prefer the brighter image of a pair, on a 4 x 4 grid: cheap at any size, and different everywhere."""
     batch, _, height, width = call.pixels.shape
-    grey = torch.from_numpy(call.pixels[:, :1, : height // 4 * 4, : width // 4 * 4].copy()).float()
+    grey = torch.from_numpy(pixels_of(call))[:, :1, : height // 4 * 4, : width // 4 * 4].float()
     pooled = torch.nn.functional.adaptive_avg_pool2d(grey, 4)
     logits = (pooled - pooled[torch.from_numpy(call.partner)]) / 16 + torch.from_numpy(call.lam).view(batch, 1, 1, 1)
     return logits.clamp(-30, 30).half().numpy()
@@ -159,7 +218,7 @@ def predict_with(mixer: FrozenMixer) -> Callable[[MixCall], np.ndarray]:
 
     def predict(call: MixCall) -> np.ndarray:
         plan = MixPlan(lam=torch.from_numpy(call.lam), partner=torch.from_numpy(call.partner))
-        return mixer.mask_logits(torch.from_numpy(call.pixels.copy()), plan).half().numpy()
+        return mixer.mask_logits(torch.from_numpy(pixels_of(call)), plan).half().numpy()
 
     return predict
 
@@ -172,6 +231,7 @@ class Tally(ClientObserver):
         self.received_bytes: list[int] = []
         self.seconds: list[float] = []
         self.retries: list[RetryReason] = []
+        self.num_hedges = 0
         self.first_retry = threading.Event()
         self.first_answer = threading.Event()
 
@@ -186,3 +246,6 @@ class Tally(ClientObserver):
     def retried(self, reason: RetryReason) -> None:
         self.retries.append(reason)
         self.first_retry.set()
+
+    def hedged(self) -> None:
+        self.num_hedges += 1

@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
+from framing import parts, whole
 from grpc_health.v1 import health_pb2_grpc
 
 from mixer_server.app import MixerServer
@@ -39,6 +41,20 @@ def serve(*mixers: FrozenMixer, **settings: Any) -> Iterator[MixerServer]:
 
 
 @contextmanager
+def serve_folder(folder: Path, **settings: Any) -> Iterator[MixerServer]:
+    """Serve what is in a folder, in whatever mode; `on_drain` may be among the settings."""
+    ports: dict[str, Any] = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+    on_drain = settings.pop("on_drain", lambda: None)
+    config = ServerConfig(mixers=(folder,), **(ports | settings))
+    server = MixerServer(config, Registry(is_filling=config.model_control == "poll"), on_drain=on_drain)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
 def connect(address: str) -> Iterator[MixerServiceStub]:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(address, options=options) as channel:
@@ -61,12 +77,12 @@ def random_call(num_images: int = 4, side: int = 32, seed: int = 0, **changes: A
 
 
 def ask(stub: MixerServiceStub, call: MixCall, timeout_s: float = WAIT_S) -> MixReply:
-    return decode_response(stub.Mix(encode_request(call), timeout=timeout_s), call)
+    return decode_response(parts(stub.Mix(whole(encode_request(call)), timeout=timeout_s)), call)
 
 
 def request(**changes: Any) -> pb.MixRequest:
     """Make a good request, then spoil some fields."""
-    message = encode_request(random_call())
+    message = whole(encode_request(random_call()))
     for name, value in changes.items():
         message.ClearField(name)
         message.MergeFrom(pb.MixRequest(**{name: value}))

@@ -4,6 +4,7 @@ import pytest
 from serving import Gate, connect, serve, tiny_mixer
 
 from mixer_server.app import MixerServer
+from mixer_server.decoding import Decoder
 from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub
 from samix.mixing.frozen import FrozenMixer
 
@@ -23,6 +24,13 @@ def server(mixer: FrozenMixer) -> Iterator[MixerServer]:
 def stub(server: MixerServer) -> Iterator[MixerServiceStub]:
     with connect(server.addresses["grpc"]) as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def decoder() -> Iterator[Decoder]:
+    running = Decoder(2)
+    yield running
+    running.close()
 
 
 @pytest.fixture

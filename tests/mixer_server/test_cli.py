@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from framing import whole
 from grpc_health.v1 import health_pb2
 from serving import WAIT_S, ask, connect, health_of, random_call, sample, serve, tiny_mixer
 
@@ -62,7 +63,7 @@ def test_drains_under_load(artefact: Path, tmp_path: Path):
         next(watch)
         ask(stub, random_call())
 
-        message = encode_request(random_call(64))
+        message = whole(encode_request(random_call(64)))
         mixes = [stub.Mix.future(message, timeout=WAIT_S) for _ in range(32)]
         mixes[4].result()
         process.send_signal(signal.SIGTERM)
@@ -88,7 +89,7 @@ def test_second_signal_exits_at_once(artefact: Path):
     ):
         watch = health_of(channel).Watch(health_pb2.HealthCheckRequest())
         next(watch)
-        message = encode_request(random_call(64, side=64))
+        message = whole(encode_request(random_call(64, side=64)))
         mixes = [stub.Mix.future(message) for _ in range(16)]
         mixes[0].result()
         process.send_signal(signal.SIGTERM)

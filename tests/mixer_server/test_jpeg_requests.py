@@ -7,14 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+from framing import parts, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import WAIT_S, connect, random_call, sample, serve
 
 from mixer_server.app import MixerServer
+from mixer_server.decoding import Decoder
 from mixer_server.passes import run_pass
-from mixer_server.servicer import RequestConfig
-from samix.jpeg import decode_images
+from mixer_server.request_config import RequestConfig
+from samix.jpeg import JpegBatch
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub
 from samix.mixing.frozen import FrozenMixer
@@ -31,7 +33,7 @@ def smooth_call(num_images: int = 4, side: int = 32) -> MixCall:
 
 
 def jpeg_request(num_images: int = 4, side: int = 32) -> pb.MixRequest:
-    return encode_request(smooth_call(num_images, side), jpeg_quality=90)
+    return whole(encode_request(smooth_call(num_images, side), jpeg_quality=90))
 
 
 def replace_row(request: pb.MixRequest, row: int, picture: bytes) -> None:
@@ -53,13 +55,13 @@ def refusal(stub: MixerServiceStub, request: pb.MixRequest) -> tuple[grpc.Status
     return caught.value.code(), caught.value.details() or ""
 
 
-def test_masks_are_those_of_the_decoded_pictures(stub: MixerServiceStub, mixer: FrozenMixer):
+def test_masks_are_those_of_the_decoded_pictures(stub: MixerServiceStub, mixer: FrozenMixer, decoder: Decoder):
     """A batch of JPEGs gets the masks of the pictures they hold, bit for bit."""
     call, request = smooth_call(), jpeg_request()
 
-    reply = decode_response(stub.Mix(request, timeout=WAIT_S), call)
+    reply = decode_response(parts(stub.Mix(request, timeout=WAIT_S)), call)
 
-    pixels = decode_images(request.pixels, request.jpeg_lengths, 32, 32)
+    pixels = decoder.decode(JpegBatch(data=request.pixels, lengths=request.jpeg_lengths, shape=(4, 3, 32, 32)))
     expected = run_pass(mixer, [random_call(pixels=pixels, lam=call.lam, partner=call.partner)])[0].reply
     assert np.array_equal(reply.mask_logits, expected.mask_logits)
 

@@ -4,16 +4,18 @@ import subprocess
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
 from prometheus_client.parser import text_string_to_metric_families
-from serving import WAIT_S, Gate, ask, connect, health_of, random_call, request, serve, tiny_mixer
+from serving import WAIT_S, Gate, ask, connect, health_of, random_call, request, serve, serve_folder, tiny_mixer
 
 from mixer_server.app import MixerServer
 from mixer_server.readiness import SERVICE, Readiness
 from samix.errors import MixerUnavailable
+from samix.mixing.artefact import save_artefact
 from samix.mixing.frozen import FrozenMixer
 
 
@@ -78,21 +80,102 @@ def test_draining_server(gated: tuple[FrozenMixer, Gate]):
 
 def test_readiness_comes_mixer_by_mixer():
     """Each mixer is served once it is warm, the server once all are; nothing is served any more while it drains."""
-    readiness = Readiness(["one", "two"])
+    readiness = Readiness()
+    assert readiness.obstacle == "starting"
+    readiness.expect("one", "a")
+    readiness.expect("two", "b")
 
-    readiness.set_ready("two")
+    readiness.set_ready("two", "b")
 
     assert readiness.obstacle == "warming up one"
     assert readiness.is_ready("two")
     readiness.check("two")
     with pytest.raises(MixerUnavailable, match="'one' is warming up"):
         readiness.check("one")
-    readiness.set_ready("one")
+    readiness.set_ready("one", "a")
+    readiness.open()
     assert readiness.obstacle is None
     readiness.drain()
     assert readiness.obstacle == "server is shutting down"
     with pytest.raises(MixerUnavailable, match="server is shutting down"):
         readiness.check("one")
+
+
+def test_readiness_of_versions():
+    """A name is served as long as one of its versions is warm; a version that is named must be warm itself."""
+    readiness = Readiness()
+    readiness.expect("one", "a")
+    readiness.set_ready("one", "a")
+    readiness.open()
+
+    readiness.expect("one", "b")
+
+    assert readiness.obstacle is None
+    readiness.check("one")
+    readiness.check("one", "a")
+    with pytest.raises(MixerUnavailable, match="'one' is warming up"):
+        readiness.check("one", "b")
+    readiness.set_ready("one", "b")
+    readiness.forget("one", "a")
+    assert readiness.is_ready("one")
+    assert not readiness.is_ready("one", "a")
+    readiness.forget("one", "b")
+    assert not readiness.is_ready("one")
+    readiness.check("one")  # it is the registry that says what is not there
+
+
+def test_status_page_of_versions(tmp_path: Path):
+    """The status page shows all versions, files that could not be loaded with the reason, and those that are not."""
+    old, new = tiny_mixer(seed=1), tiny_mixer(seed=2)
+    save_artefact(tmp_path / "tiny.safetensors", old, {})
+    with serve_folder(tmp_path, model_control="poll") as server:
+        save_artefact(tmp_path / "tiny.safetensors", new, {})
+        (tmp_path / "noise.safetensors").write_text("<noise>")
+        server.repository.scan()
+        _, page = fetch(server.addresses["http"], "/")
+
+    assert f"<td>{new.version}<td>ready<td>" in page
+    assert f"<td>{old.version}<td>ready, for requests that name it<td>" in page
+    assert "<h2>Not served</h2>" in page
+    assert "<tr><td>noise<td>failed<td>" in page
+    assert "noise.safetensors is not a whole safetensors file" in page
+
+
+def test_status_page_of_an_empty_server(tmp_path: Path):
+    """A server that polls an empty folder is ready and shows no mixer."""
+    with serve_folder(tmp_path, model_control="poll") as server:
+        assert fetch(server.addresses["http"], "/readyz") == (200, "ok\n")
+        status, page = fetch(server.addresses["http"], "/")
+
+    assert status == 200
+    assert "Not served" not in page
+
+
+def test_health_follows_the_mixers(tmp_path: Path):
+    """A watcher of a mixer sees it come and go, and a check then finds nothing."""
+    file = tmp_path / "tiny.safetensors"
+    name = health_pb2.HealthCheckRequest(service="model/tiny")
+    statuses = []
+    with (
+        serve_folder(tmp_path, model_control="poll") as server,
+        grpc.insecure_channel(server.addresses["grpc"]) as channel,
+    ):
+        watch = health_of(channel).Watch(name, timeout=WAIT_S)
+        statuses.append(next(watch).status)
+        save_artefact(file, tiny_mixer(), {})
+        server.repository.scan()
+        statuses += [next(watch).status, next(watch).status]
+        file.unlink()
+        server.repository.scan()
+        statuses.append(next(watch).status)
+        with pytest.raises(grpc.RpcError) as caught:
+            health_of(channel).Check(name, timeout=WAIT_S)
+        whole = health_of(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S).status
+
+    states = health_pb2.HealthCheckResponse
+    assert statuses == [states.SERVICE_UNKNOWN, states.NOT_SERVING, states.SERVING, states.SERVICE_UNKNOWN]
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # pyright: ignore[reportAttributeAccessIssue]
+    assert whole == states.SERVING
 
 
 def test_health_has_a_name_for_each_mixer(server: MixerServer):
@@ -160,3 +243,26 @@ def test_other_http_methods_are_refused(server: MixerServer):
     connection.close()
 
     assert status == 501
+
+
+def test_metrics_know_only_what_is_hosted(tmp_path: Path):
+    """The series of an unloaded version are dropped, also those that an answer on its way makes anew; counts go on."""
+    mixers = [tiny_mixer(seed=seed) for seed in range(3)]
+    seen = []
+    with (
+        serve_folder(tmp_path, model_control="poll", keep_versions=1) as server,
+        connect(server.addresses["grpc"]) as stub,
+    ):
+        for mixer in mixers:
+            save_artefact(tmp_path / "tiny.safetensors", mixer, {})
+            server.repository.scan()
+            ask(stub, random_call())
+            values = samples(fetch(server.addresses["metrics"], "/metrics")[1])
+            seen.append({dict(labels)["version"] for name, labels in values if name == "mixer_images_total"})
+            server.metrics.images.labels("tiny", mixers[0].version, "images").inc()
+        (tmp_path / "tiny.safetensors").unlink()
+        server.repository.scan()
+        values = samples(fetch(server.addresses["metrics"], "/metrics")[1])
+
+    assert seen == [{mixer.version} for mixer in mixers]
+    assert {dict(labels).get("model", "unknown") for _, labels in values} == {"unknown"}

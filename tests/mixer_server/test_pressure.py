@@ -9,7 +9,7 @@ from serving import WAIT_S, Gate, ask, connect, health_of, random_call, request,
 
 from mixer_server.app import MixerServer
 from mixer_server.batcher import BatchingConfig
-from mixer_server.servicer import RequestConfig
+from mixer_server.request_config import RequestConfig
 from samix.errors import MixerOverloaded
 from samix.mixing.frozen import FrozenMixer
 from samix.status import from_rpc_error
@@ -27,8 +27,7 @@ def wait_for_queue(server: MixerServer, num_requests: int) -> None:
 
 def wait_for_calls(server: MixerServer, num_calls: int) -> None:
     """Wait until no more than so many calls are being answered."""
-    with server._edge._idle:
-        assert server._edge._idle.wait_for(lambda: server._edge._in_flight <= num_calls, WAIT_S)
+    assert server.front._in_flight.join(WAIT_S, at_most=num_calls)
 
 
 @pytest.fixture

@@ -22,13 +22,14 @@ from samix import errors
 from samix.client.remote import connect
 
 torch.set_num_threads(1)
-images = torch.zeros(2, 3, 8, 8)
+images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
 
 def mix(remote):
-    try:
-        print(tuple(remote.mix(images, seed=1).images.shape), flush=True)
-    except errors.InputError as error:
-        print(error, flush=True)
+    for _ in range(2):  # as often as it is tried
+        try:
+            print(tuple(remote.mix(images, seed=1).images.shape), flush=True)
+        except errors.InputError as error:
+            print(error, flush=True)
     remote.close()
 
 def fork(remote):
@@ -37,7 +38,7 @@ def fork(remote):
     worker.join(30)
     print(worker.exitcode, flush=True)
 
-remote = connect(sys.argv[1])
+remote = connect(sys.argv[1], encoder_size=int(sys.argv[2]))
 fork(remote)
 mix_here = remote.mix(images, seed=1)
 fork(remote)
@@ -45,19 +46,16 @@ print(tuple(remote.mix(images, seed=1).images.shape))
 """
 
 
-def test_fork() -> None:
+@pytest.mark.parametrize("encoder_size", [8, 4])  # in the caller's thread, and in others
+def test_fork(encoder_size: int) -> None:
     """A mixer made before a fork works in the child; one used before is refused there and goes on in the parent."""
     with serving(contrast_logits) as (_, target):
-        program = [sys.executable, "-c", FORKING, target]
+        program = [sys.executable, "-c", FORKING, target, str(encoder_size)]
         done = subprocess.run(program, capture_output=True, text=True, timeout=100, check=False)
 
-    assert done.stdout.splitlines() == [
-        "(2, 3, 8, 8)",
-        "0",
-        f"the mixer at {target} was used before this process was forked; connect in the worker",
-        "0",
-        "(2, 3, 8, 8)",
-    ], done.stderr
+    mixed = "(2, 3, 8, 8)"
+    refused = f"the mixer at {target} was used before this process was forked; connect in the worker"
+    assert done.stdout.splitlines() == [mixed, mixed, "0", refused, refused, "0", mixed], done.stderr
 
 
 def test_unix_socket(tmp_path: Path) -> None:

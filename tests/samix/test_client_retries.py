@@ -2,13 +2,15 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 import torch
-from scripted_server import ScriptedServicer, Tally, contrast_logits, serving, start_server
+from scripted_server import ScriptedServicer, Tally, contrast_logits, first_pixel, serving, start_server
+from scripted_streams import HangUp
 
-from samix.client.config import ClientConfig, RetryPolicy
+from samix.client.config import ClientConfig, HedgePolicy, RetryPolicy
 from samix.client.remote import connect
 from samix.errors import (
     BadBatch,
@@ -28,9 +30,11 @@ QUICK = ClientConfig(deadline_s=20, retry=RetryPolicy(initial_backoff_s=0.01))
 DOWN = MixerUnavailable("server is shutting down")
 
 
-@pytest.fixture
-def running() -> Iterator[tuple[ScriptedServicer, str]]:
+@pytest.fixture(params=["streams", "calls"])
+def running(request: pytest.FixtureRequest) -> Iterator[tuple[ScriptedServicer, str]]:
+    """A server with streams, or one of before there were any."""
     with serving(contrast_logits) as servicer_and_target:
+        servicer_and_target[0].has_streams = request.param == "streams"
         yield servicer_and_target
 
 
@@ -49,6 +53,19 @@ def test_retries_work_for_large_batches(running: tuple[ScriptedServicer, str]) -
     assert tally.retries == ["unavailable"] * 3
     assert len(tally.sent_bytes) == 4
     assert min(tally.sent_bytes) > 9_600_000
+
+
+def test_a_stream_that_breaks_under_a_large_batch(running: tuple[ScriptedServicer, str]) -> None:
+    """A batch of 9.6 MB whose stream, or call, breaks is sent again, and its mix is that of the exact pixels."""
+    servicer, target = running
+    servicer.faults.append(HangUp(grpc.StatusCode.UNAVAILABLE))
+    images = torch.randint(256, (64, 3, 224, 224), dtype=torch.uint8, generator=generator_for("pixels"))
+
+    with connect(target, config=QUICK) as remote:
+        after, undisturbed = (remote.mix(images, seed=1) for _ in range(2))
+
+    assert servicer.num_calls == 3
+    assert torch.equal(after.images, undisturbed.images)
 
 
 def test_a_mix_that_the_server_cancels_is_sent_again(running: tuple[ScriptedServicer, str]) -> None:
@@ -209,7 +226,7 @@ def test_restarted_server_is_used_again() -> None:
 def test_stream_survives_a_killed_server() -> None:
     """A stream whose server dies with batches under way goes on with the next server, and loses none."""
     servicer = ScriptedServicer(contrast_logits)
-    servicer.stalls = lambda call: call.pixels.flat[0] >= 2
+    servicer.stalls = lambda call: first_pixel(call) >= 2
     server, port = start_server(servicer)
     batches = [(torch.full((2, 3, 8, 8), i, dtype=torch.uint8), torch.full((2,), i)) for i in range(6)]
     tally = Tally()
@@ -243,6 +260,26 @@ def test_close_during_a_pause(running: tuple[ScriptedServicer, str]) -> None:
 
     with pytest.raises(MixerCancelled, match="closed"):
         pending.result()
+
+
+def test_closing_twice_from_several_threads(running: tuple[ScriptedServicer, str]) -> None:
+    """A mixer may be closed again, and by several threads at once; all mixes under way end as cancelled."""
+    servicer, target = running
+    servicer.stalls = lambda _call: True
+    remote = connect(target, config=QUICK)
+    plan = resolve_plan(2, lam=None, partner=None, generator=generator_for(1))
+    pending = [remote.submit(IMAGES, plan=plan) for _ in range(4)]
+    servicer.wait_until(lambda s: len(s.active) == 4)
+
+    with ThreadPoolExecutor(4) as threads:
+        closings = [threads.submit(remote.close) for _ in range(8)]
+    remote.close()
+
+    assert [closing.exception() for closing in closings] == [None] * 8
+    for mix in pending:
+        with pytest.raises(MixerCancelled):
+            mix.result()
+    assert not [thread for thread in threading.enumerate() if thread.name == "mixer-timers"]
 
 
 def test_wait_ready_outlasts_a_start() -> None:
@@ -284,6 +321,9 @@ def test_wait_ready_gives_up(running: tuple[ScriptedServicer, str]) -> None:
         (lambda: RetryPolicy(initial_backoff_s=0), "got 0 s"),
         (lambda: RetryPolicy(initial_backoff_s=2, max_backoff_s=1), "2 s, 2.0 and 1 s"),
         (lambda: RetryPolicy(factor=0.5), "0.5"),
+        (lambda: HedgePolicy(quantile=1), "hedge.quantile must lie between 0 and 1, got 1"),
+        (lambda: HedgePolicy(min_delay_s=-1), "hedge.min_delay_s must be at least 0, got -1"),
+        (lambda: HedgePolicy(max_share=0), "got 0; to send nothing twice, hedge=None"),
         (lambda: ClientConfig(deadline_s=-1), "deadline_s must be positive, got -1"),
         (lambda: ClientConfig(max_message_bytes=0), "max_message_bytes must be positive, got 0"),
     ],

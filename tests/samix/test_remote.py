@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from scripted_server import ScriptedServicer, Tally, contrast_logits, lively_mixer, predict_with, serving
+from scripted_server import ScriptedServicer, Tally, contrast_logits, first_pixel, lively_mixer, predict_with, serving
 from torch import Tensor
 
 from samix.client.config import ClientConfig
@@ -23,9 +23,11 @@ def local() -> FrozenMixer:
     return lively_mixer()
 
 
-@pytest.fixture
-def servicer_and_target() -> Iterator[tuple[ScriptedServicer, str]]:
+@pytest.fixture(params=["streams", "calls"])
+def servicer_and_target(request: pytest.FixtureRequest) -> Iterator[tuple[ScriptedServicer, str]]:
+    """A server with streams, or one of before there were any."""
     with serving(contrast_logits) as running:
+        running[0].has_streams = request.param == "streams"
         yield running
 
 
@@ -120,7 +122,7 @@ def test_labels_are_optional(remote: RemoteMixer) -> None:
 
 def test_stream_keeps_order(servicer: ScriptedServicer, remote: RemoteMixer) -> None:
     """Mixed batches come in the order of the batches, also when a later answer comes first."""
-    servicer.stalls = lambda call: call.pixels.flat[0] == 0
+    servicer.stalls = lambda call: first_pixel(call) == 0
 
     def batches() -> Iterator[Batch]:
         for i, batch in enumerate(numbered_batches(7)):
@@ -153,7 +155,7 @@ def test_stream_depth(servicer: ScriptedServicer, remote: RemoteMixer) -> None:
 
 def test_stream_sends_ahead(servicer: ScriptedServicer, target: str) -> None:
     """While the caller works on one batch, `depth` others are under way."""
-    servicer.stalls = lambda call: call.pixels.flat[0] > 0
+    servicer.stalls = lambda call: first_pixel(call) > 0
     tally = Tally()
 
     with connect(target, observer=tally) as remote:
@@ -164,7 +166,7 @@ def test_stream_sends_ahead(servicer: ScriptedServicer, target: str) -> None:
 
 def test_closing_a_stream_cancels(servicer: ScriptedServicer, remote: RemoteMixer) -> None:
     """Closing a stream early cancels what is under way on the server."""
-    servicer.stalls = lambda call: call.pixels.flat[0] > 0
+    servicer.stalls = lambda call: first_pixel(call) > 0
     stream = remote.stream(numbered_batches(8), seed=1, depth=3)
     next(stream)
     servicer.wait_until(lambda s: len(s.active) == 3)

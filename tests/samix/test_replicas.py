@@ -3,19 +3,25 @@
 import logging
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
 
 import grpc
 import pytest
 import torch
-from scripted_server import PATIENCE_S, ScriptedServicer, Tally, contrast_logits, serving, start_server
+from scripted_server import PATIENCE_S, ScriptedServicer, Tally, contrast_logits, first_pixel, serving, start_server
+from scripted_streams import HangUp
 from torch import Tensor
 
+from samix.client.attempts import Outcome
 from samix.client.channel import Connection, check_targets
-from samix.client.config import ClientConfig, Exchange, RetryPolicy
+from samix.client.config import ClientConfig, Exchange, RetryPolicy, StreamPolicy
 from samix.client.remote import RemoteMixer, connect
 from samix.client.replicas import FIRST_PAUSE_S, Replicas
 from samix.errors import InputError, MixerUnavailable
+from samix.framing import Framed
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.plan import generator_for, resolve_plan
 
@@ -23,6 +29,9 @@ IMAGES = torch.arange(2 * 3 * 8 * 8).view(2, 3, 8, 8).remainder(256).byte()
 QUICK = ClientConfig(deadline_s=PATIENCE_S, retry=RetryPolicy(initial_backoff_s=0.01))
 ONCE = ClientConfig(deadline_s=PATIENCE_S, retry=RetryPolicy(attempts=1))
 DOWN = MixerUnavailable("server is shutting down")
+
+
+PLAN = resolve_plan(2, lam=None, partner=None, generator=generator_for(1))
 
 
 class Clock:
@@ -47,12 +56,21 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.full((2, 3, 8, 8), i, dtype=torch.uint8), torch.full((2,), i)) for i in range(count)]
 
 
-def ask(replicas: Replicas) -> grpc.StatusCode:
-    """Describe the mixer once, and return the status."""
-    call = replicas.start("GetMixer", pb.GetMixerRequest(), PATIENCE_S)
-    call.exception()  # waits
-    assert isinstance(call, grpc.Call)
-    return call.code()
+def ask(replicas: Replicas) -> Outcome:
+    """Describe the mixer once."""
+    outcome: Future[Outcome] = Future()
+    _, attempt = replicas.start("GetMixer", Framed(pb.GetMixerRequest()), PATIENCE_S)
+    attempt.add_done_callback(lambda done: outcome.set_result(done.outcome))
+    return outcome.result(PATIENCE_S)
+
+
+def several_addresses(targets: str, config: ClientConfig) -> Connection:
+    """Make what a resolver makes of a name with several addresses."""
+    return Connection(f"ipv4:{targets}", config)
+
+
+def settings_with(config: ClientConfig) -> dict[str, Any]:
+    return {"mixer": "", "version": "", "exchange": Exchange(), "config": config, "observer": Tally()}
 
 
 def finish_probes(replicas: Replicas) -> None:
@@ -88,7 +106,7 @@ def test_work_is_spread(pair: tuple[list[ScriptedServicer], str]) -> None:
 def test_a_killed_replica_loses_no_batch() -> None:
     """Batches under way to a replica that is killed are answered by the other one, and it alone is asked from then."""
     first, second = (ScriptedServicer(contrast_logits) for _ in range(2))
-    first.stalls = lambda call: call.pixels.flat[0] >= 2
+    first.stalls = lambda call: first_pixel(call) >= 2
     first_server, first_port = start_server(first)
     second_server, second_port = start_server(second)
     tally = Tally()
@@ -126,6 +144,7 @@ def test_a_replica_that_is_out_is_tried_again(
     """A replica that failed, and then answers a small call, gets its share of the work again."""
     servicers, targets = pair
     servicers[0].faults.append(DOWN)
+    first = targets.split(",")[0]
 
     with connect(targets, config=QUICK) as remote, caplog.at_level(logging.INFO, "samix"):
         mix_until(remote, lambda: "mixer_replica_up" in caplog.text)
@@ -134,8 +153,8 @@ def test_a_replica_that_is_out_is_tried_again(
 
     assert [servicer.num_calls for servicer in servicers] == [calls + 3 for calls in before]
     assert caplog.messages == [
-        f"mixer_replica_down target={targets.split(',')[0]} code=UNAVAILABLE",
-        f"mixer_replica_up target={targets.split(',')[0]}",
+        f"mixer_replica_down target={first} reason=mixer at {first}: {DOWN} (UNAVAILABLE)",
+        f"mixer_replica_up target={first}",
     ]
 
 
@@ -155,7 +174,7 @@ def test_pauses_between_trials_double(pair: tuple[list[ScriptedServicer], str]) 
         left.append(len(servicers[0].faults))
 
     replicas.close()
-    assert answers.count(grpc.StatusCode.UNAVAILABLE) == 1
+    assert [isinstance(answer, MixerUnavailable) for answer in answers].count(True) == 1
     assert left == [99, 98, 98, 97, 96]
 
 
@@ -217,19 +236,45 @@ def test_a_name_is_looked_up() -> None:
     assert servicer.num_calls == 6
 
 
-def test_all_addresses_of_a_name_get_work(pair: tuple[list[ScriptedServicer], str]) -> None:
-    """Where one target has several addresses, all of them are used, and the others when one is gone."""
+@pytest.mark.parametrize("max_batches", [0, 2])
+def test_all_addresses_of_a_name_get_work(pair: tuple[list[ScriptedServicer], str], max_batches: int) -> None:
+    """Where one target has several addresses, all of them are used, and the others when one is gone.
+
+    Plain calls go to them by turns, and so do streams, each of which carries some batches.
+    """
     servicers, targets = pair
-    connection = Connection(f"ipv4:{targets}", QUICK)  # what a resolver makes of a name with two addresses
-    plan = resolve_plan(2, lam=None, partner=None, generator=generator_for(1))
-    settings = {"mixer": "", "version": "", "exchange": Exchange(), "config": QUICK, "observer": Tally()}
-
-    with RemoteMixer(Replicas([connection]), **settings) as remote:
+    config = replace(QUICK, streams=StreamPolicy(max_batches=max_batches))
+    with RemoteMixer(Replicas([several_addresses(targets, config)]), **settings_with(config)) as remote:
         mix_until(remote, lambda: all(servicer.num_calls for servicer in servicers))
-        servicers[0].faults.append(DOWN)
-        mixed = [remote.submit(IMAGES, plan=plan).result() for _ in range(4)]
+        before = [servicer.num_calls for servicer in servicers]
+        for _ in range(8):
+            remote.mix(IMAGES, seed=1)
+        shares = [servicer.num_calls - calls for servicer, calls in zip(servicers, before, strict=True)]
 
+        servicers[0].faults.append(DOWN)
+        mixed = [remote.submit(IMAGES, plan=PLAN).result() for _ in range(4)]
+
+    assert shares == [4, 4]
     assert len(mixed) == 4
+
+
+@pytest.mark.parametrize("end", [HangUp(grpc.StatusCode.UNAVAILABLE), HangUp(grpc.StatusCode.OK)])
+def test_a_stream_that_ends_costs_no_batch(
+    pair: tuple[list[ScriptedServicer], str], end: HangUp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Batches on a stream that a replica ends, with whatever status, are answered by the other replica."""
+    servicers, targets = pair
+    servicers[0].faults.append(end)
+    tally = Tally()
+
+    with connect(targets, config=QUICK, observer=tally) as remote, caplog.at_level(logging.WARNING, "samix"):
+        labels = [
+            batch.labels_a[0].item() for batch in remote.stream(batches(12), seed=1) if batch.labels_a is not None
+        ]
+
+    assert labels == list(range(12))
+    assert set(tally.retries) == {"unavailable"}
+    assert [message.split()[0] for message in caplog.messages] == ["mixer_replica_down"]
 
 
 def test_closing_ends_all(pair: tuple[list[ScriptedServicer], str]) -> None:
@@ -237,13 +282,12 @@ def test_closing_ends_all(pair: tuple[list[ScriptedServicer], str]) -> None:
     _, targets = pair
     remote = connect(targets, config=ONCE)
     remote.mix(IMAGES, seed=1)
-    plan = resolve_plan(2, lam=None, partner=None, generator=generator_for(1))
 
     remote.close()
 
     for _ in range(2):
         with pytest.raises(Exception, match="closed"):
-            remote.submit(IMAGES, plan=plan)
+            remote.submit(IMAGES, plan=PLAN)
 
 
 @pytest.mark.parametrize(

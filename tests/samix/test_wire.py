@@ -5,17 +5,20 @@ from typing import get_args
 
 import numpy as np
 import pytest
+from framing import parts, whole
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from samix.errors import BadBatch, MixerBroken
+from samix.framing import join, split
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.render import LOGIT_LIMIT, Rendering, Upsampling
 from samix.wire import MixCall, MixReply, decode_request, decode_response, encode_request, encode_response
 
 NAMES = st.text(max_size=8)
+IMAGE_DTYPES = [np.dtype(np.uint8), np.dtype("<f2")]
 UNIT_FLOATS = st.floats(0, 1, width=32)
 RENDERING = Rendering(upsampling="bilinear", lam_margin=0.08)
 
@@ -34,7 +37,9 @@ def calls(draw: st.DrawFn) -> MixCall:
         pixels=draw(pixels),
         lam=draw(arrays.arrays(np.float32, batch_size, elements=UNIT_FLOATS)),
         partner=np.array(draw(st.permutations(range(batch_size))), np.int64),
-        wants_images=draw(st.booleans()),
+        wants_images=(wants_images := draw(st.booleans())),
+        image_dtype=draw(st.sampled_from(IMAGE_DTYPES)) if wants_images else np.dtype(np.uint8),
+        priority=draw(st.sampled_from([pb.PRIORITY_LOW, pb.PRIORITY_NORMAL, pb.PRIORITY_HIGH])),
     )
 
 
@@ -49,7 +54,7 @@ def answers(draw: st.DrawFn) -> tuple[MixCall, MixReply]:
         version=draw(NAMES),
         rendering=Rendering(upsampling=upsampling, lam_margin=draw(UNIT_FLOATS)),
         mask_logits=draw(arrays.arrays(np.float16, shape, elements=limits)),
-        images=draw(arrays.arrays(np.uint8, call.pixels.shape)) if call.wants_images else None,
+        images=draw(arrays.arrays(call.image_dtype, call.pixels.shape)) if call.wants_images else None,
     )
 
 
@@ -83,9 +88,10 @@ def small_reply() -> MixReply:
 @given(calls())
 def test_requests_survive_the_wire(call: MixCall) -> None:
     """A request is decoded as it was encoded."""
-    data = encode_request(call).SerializeToString()
+    framed = encode_request(call)
+    data = join(framed.message, framed.bulk)
 
-    decoded = decode_request(pb.MixRequest.FromString(data))
+    decoded = decode_request(split(pb.MixRequest, data))
 
     assert_same(decoded, call)
 
@@ -94,9 +100,10 @@ def test_requests_survive_the_wire(call: MixCall) -> None:
 def test_answers_survive_the_wire(answer: tuple[MixCall, MixReply]) -> None:
     """An answer is decoded as it was encoded."""
     call, reply = answer
-    data = encode_response(reply).SerializeToString()
+    framed = encode_response(reply)
+    data = join(framed.message, framed.bulk)
 
-    decoded = decode_response(pb.MixResponse.FromString(data), call)
+    decoded = decode_response(split(pb.MixResponse, data), call)
 
     assert_same(decoded, reply)
 
@@ -104,41 +111,43 @@ def test_answers_survive_the_wire(answer: tuple[MixCall, MixReply]) -> None:
 @given(calls(), st.data())
 def test_truncated_requests_are_refused(call: MixCall, data: st.DataObject) -> None:
     """A request that was cut anywhere is refused, by protobuf or as a BadBatch."""
-    whole = encode_request(call).SerializeToString()
-    part = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    complete = whole(encode_request(call)).SerializeToString()
+    part = complete[: data.draw(st.integers(0, len(complete) - 1))]
 
     with pytest.raises((DecodeError, BadBatch)):
-        decode_request(pb.MixRequest.FromString(part))
+        decode_request(split(pb.MixRequest, part))
 
 
 @given(answers(), st.data())
 def test_truncated_answers_are_refused(answer: tuple[MixCall, MixReply], data: st.DataObject) -> None:
     """An answer that was cut anywhere is refused, by protobuf or as the server's fault."""
     call, reply = answer
-    whole = encode_response(reply).SerializeToString()
-    part = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    complete = whole(encode_response(reply)).SerializeToString()
+    part = complete[: data.draw(st.integers(0, len(complete) - 1))]
 
     with pytest.raises((DecodeError, MixerBroken)):
-        decode_response(pb.MixResponse.FromString(part), call)
+        decode_response(split(pb.MixResponse, part), call)
 
 
 @given(
     st.builds(
         pb.MixRequest,
         mixer=st.text(max_size=3),
-        reply_format=st.integers(-1, 3),
+        reply_format=st.integers(-1, 4),
         pixel_format=st.integers(-1, 4),
+        priority=st.integers(-1, 4),
         shape=st.lists(st.one_of(st.integers(0, 4), st.integers(0, 2**32 - 1)), max_size=5),
         lam=st.lists(st.floats(width=32), max_size=4),
         partner=st.lists(st.one_of(st.integers(0, 3), st.integers(0, 2**32 - 1)), max_size=4),
         jpeg_lengths=st.lists(st.integers(0, 200), max_size=4),
+        shared=st.none() | st.builds(pb.SharedPixels, lease=st.integers(0, 2)),
         pixels=st.binary(max_size=200),
     )
 )
 def test_random_requests_are_refused(request_message: pb.MixRequest) -> None:
     """A request of well-formed nonsense is decoded or a BadBatch, never another exception."""
     try:
-        call = decode_request(request_message)
+        call = decode_request(parts(request_message))
     except BadBatch:
         return
 
@@ -157,7 +166,7 @@ def test_random_requests_are_refused(request_message: pb.MixRequest) -> None:
 def test_random_answers_are_refused(response: pb.MixResponse) -> None:
     """An answer of well-formed nonsense is decoded or the server's fault, never another exception."""
     try:
-        reply = decode_response(response, small_call())
+        reply = decode_response(parts(response), small_call())
     except MixerBroken:
         return
 
@@ -168,7 +177,7 @@ def test_random_answers_are_refused(response: pb.MixResponse) -> None:
 def test_random_bytes_are_refused(data: bytes) -> None:
     """Random bytes are no request."""
     with pytest.raises((DecodeError, BadBatch)):
-        decode_request(pb.MixRequest.FromString(data))
+        decode_request(split(pb.MixRequest, data))
 
 
 @pytest.mark.parametrize(
@@ -182,6 +191,8 @@ def test_random_bytes_are_refused(data: bytes) -> None:
         ({"pixel_format": 0}, "pixel_format must be UINT8"),
         ({"pixel_format": 9}, "got 9"),
         ({"reply_format": 0}, "reply_format must be MASK_LOGITS"),
+        ({"priority": 4}, "priority must be LOW .* got 4"),
+        ({"shared": pb.SharedPixels(lease=1)}, "this server leases no memory"),
         ({"lam": [0.5]}, "one value for each of 2 images, got 1"),
         ({"lam": [0.5, 1.5]}, r"lam must lie in \[0, 1\], got 1.5"),
         ({"lam": [math.nan, 0.5]}, "got nan"),
@@ -192,13 +203,35 @@ def test_random_bytes_are_refused(data: bytes) -> None:
 )
 def test_refusals_name_the_value(change: dict, sentence: str) -> None:
     """Each thing that can be wrong with a request is named with its value."""
-    request = encode_request(small_call())
+    request = whole(encode_request(small_call()))
     for name in change:
         request.ClearField(name)
     request.MergeFrom(pb.MixRequest(**change))
 
-    with pytest.raises(BadBatch, match=sentence):
-        decode_request(request)
+    with pytest.raises(BadBatch, match=sentence) as caught:
+        decode_request(parts(request))
+
+    assert caught.value.field in pb.MixRequest.DESCRIPTOR.fields_by_name
+
+
+def test_a_request_says_its_priority_only_if_it_has_one() -> None:
+    """A request of a client that knows no priorities is a normal one."""
+    request = whole(encode_request(small_call()))
+    request.ClearField("priority")
+
+    assert decode_request(parts(request)).priority == pb.PRIORITY_NORMAL
+
+
+def test_pixels_are_not_copied() -> None:
+    """Neither filling a request nor reading it copies its pixels."""
+    call = small_call()
+    assert isinstance(call.pixels, np.ndarray)
+
+    framed = encode_request(call)
+    decoded = decode_request(framed)
+
+    assert isinstance(decoded.pixels, np.ndarray)
+    assert np.shares_memory(decoded.pixels, call.pixels)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
@@ -227,10 +260,10 @@ def test_float_pixels_stay_in_range(value: float) -> None:
 )
 def test_unfit_answers_are_named(change: dict, sentence: str) -> None:
     """Each way in which an answer does not fit its request is named."""
-    response = encode_response(small_reply())
+    response = whole(encode_response(small_reply()))
     for name in change:
         response.ClearField(name)
     response.MergeFrom(pb.MixResponse(**change))
 
     with pytest.raises(MixerBroken, match=sentence):
-        decode_response(response, small_call(wants_images=True))
+        decode_response(parts(response), small_call(wants_images=True))

@@ -406,7 +406,7 @@ def test_closing_an_epoch_early_cancels_what_is_under_way():
 
         epoch.close()  # pyright: ignore[reportAttributeAccessIssue] - it is a generator
 
-        assert server._edge.join(WAIT_S)  # the server has noticed before the engine goes on
+        assert server.front.join(WAIT_S)  # the server has noticed before the engine goes on
         gate.set()
         handle.remove()
         codes = cancelled(server)

@@ -19,6 +19,14 @@ class ReplyFormat(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REPLY_FORMAT_UNSPECIFIED: _ClassVar[ReplyFormat]
     REPLY_FORMAT_MASK_LOGITS: _ClassVar[ReplyFormat]
     REPLY_FORMAT_IMAGES: _ClassVar[ReplyFormat]
+    REPLY_FORMAT_IMAGES_FLOAT16: _ClassVar[ReplyFormat]
+
+class Priority(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PRIORITY_UNSPECIFIED: _ClassVar[Priority]
+    PRIORITY_LOW: _ClassVar[Priority]
+    PRIORITY_NORMAL: _ClassVar[Priority]
+    PRIORITY_HIGH: _ClassVar[Priority]
 
 class Upsampling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -32,6 +40,11 @@ PIXEL_FORMAT_JPEG: PixelFormat
 REPLY_FORMAT_UNSPECIFIED: ReplyFormat
 REPLY_FORMAT_MASK_LOGITS: ReplyFormat
 REPLY_FORMAT_IMAGES: ReplyFormat
+REPLY_FORMAT_IMAGES_FLOAT16: ReplyFormat
+PRIORITY_UNSPECIFIED: Priority
+PRIORITY_LOW: Priority
+PRIORITY_NORMAL: Priority
+PRIORITY_HIGH: Priority
 UPSAMPLING_UNSPECIFIED: Upsampling
 UPSAMPLING_NEAREST: Upsampling
 UPSAMPLING_BILINEAR: Upsampling
@@ -45,7 +58,7 @@ class Rendering(_message.Message):
     def __init__(self, upsampling: _Optional[_Union[Upsampling, str]] = ..., lam_margin: _Optional[float] = ...) -> None: ...
 
 class MixRequest(_message.Message):
-    __slots__ = ("mixer", "version", "reply_format", "pixel_format", "shape", "lam", "partner", "jpeg_lengths", "pixels")
+    __slots__ = ("mixer", "version", "reply_format", "pixel_format", "shape", "lam", "partner", "jpeg_lengths", "priority", "shared", "pixels")
     MIXER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLY_FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +67,8 @@ class MixRequest(_message.Message):
     LAM_FIELD_NUMBER: _ClassVar[int]
     PARTNER_FIELD_NUMBER: _ClassVar[int]
     JPEG_LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     mixer: str
     version: str
@@ -63,8 +78,18 @@ class MixRequest(_message.Message):
     lam: _containers.RepeatedScalarFieldContainer[float]
     partner: _containers.RepeatedScalarFieldContainer[int]
     jpeg_lengths: _containers.RepeatedScalarFieldContainer[int]
+    priority: Priority
+    shared: SharedPixels
     pixels: bytes
-    def __init__(self, mixer: _Optional[str] = ..., version: _Optional[str] = ..., reply_format: _Optional[_Union[ReplyFormat, str]] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., shape: _Optional[_Iterable[int]] = ..., lam: _Optional[_Iterable[float]] = ..., partner: _Optional[_Iterable[int]] = ..., jpeg_lengths: _Optional[_Iterable[int]] = ..., pixels: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, mixer: _Optional[str] = ..., version: _Optional[str] = ..., reply_format: _Optional[_Union[ReplyFormat, str]] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., shape: _Optional[_Iterable[int]] = ..., lam: _Optional[_Iterable[float]] = ..., partner: _Optional[_Iterable[int]] = ..., jpeg_lengths: _Optional[_Iterable[int]] = ..., priority: _Optional[_Union[Priority, str]] = ..., shared: _Optional[_Union[SharedPixels, _Mapping]] = ..., pixels: _Optional[bytes] = ...) -> None: ...
+
+class SharedPixels(_message.Message):
+    __slots__ = ("lease", "offset")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    lease: int
+    offset: int
+    def __init__(self, lease: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class MixResponse(_message.Message):
     __slots__ = ("mixer", "version", "rendering", "mask_shape", "mask_logits", "pixels")
@@ -81,6 +106,70 @@ class MixResponse(_message.Message):
     mask_logits: bytes
     pixels: bytes
     def __init__(self, mixer: _Optional[str] = ..., version: _Optional[str] = ..., rendering: _Optional[_Union[Rendering, _Mapping]] = ..., mask_shape: _Optional[_Iterable[int]] = ..., mask_logits: _Optional[bytes] = ..., pixels: _Optional[bytes] = ...) -> None: ...
+
+class MixStreamRequest(_message.Message):
+    __slots__ = ("sequence", "request", "pixel_bytes", "timeout_ms", "cancel", "chunk")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    request: MixRequest
+    pixel_bytes: int
+    timeout_ms: int
+    cancel: bool
+    chunk: bytes
+    def __init__(self, sequence: _Optional[int] = ..., request: _Optional[_Union[MixRequest, _Mapping]] = ..., pixel_bytes: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., cancel: bool = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class MixStreamResponse(_message.Message):
+    __slots__ = ("sequence", "terms", "is_ending", "refusal", "response", "pixel_bytes", "chunk")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    IS_ENDING_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    RESPONSE_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    terms: StreamTerms
+    is_ending: bool
+    refusal: Refusal
+    response: MixResponse
+    pixel_bytes: int
+    chunk: bytes
+    def __init__(self, sequence: _Optional[int] = ..., terms: _Optional[_Union[StreamTerms, _Mapping]] = ..., is_ending: bool = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., response: _Optional[_Union[MixResponse, _Mapping]] = ..., pixel_bytes: _Optional[int] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class StreamTerms(_message.Message):
+    __slots__ = ("credits", "max_batches", "max_chunk_bytes")
+    CREDITS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CHUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    credits: int
+    max_batches: int
+    max_chunk_bytes: int
+    def __init__(self, credits: _Optional[int] = ..., max_batches: _Optional[int] = ..., max_chunk_bytes: _Optional[int] = ...) -> None: ...
+
+class Refusal(_message.Message):
+    __slots__ = ("code", "message", "retry_after_ms", "field_violations")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    RETRY_AFTER_MS_FIELD_NUMBER: _ClassVar[int]
+    FIELD_VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    message: str
+    retry_after_ms: int
+    field_violations: _containers.RepeatedCompositeFieldContainer[FieldViolation]
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., retry_after_ms: _Optional[int] = ..., field_violations: _Optional[_Iterable[_Union[FieldViolation, _Mapping]]] = ...) -> None: ...
+
+class FieldViolation(_message.Message):
+    __slots__ = ("field", "description")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    description: str
+    def __init__(self, field: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class MixerInfo(_message.Message):
     __slots__ = ("name", "version", "sha256", "encoder", "stage", "mode", "rendering", "min_side", "max_side", "max_images", "max_tokens", "stride", "pixel_formats")

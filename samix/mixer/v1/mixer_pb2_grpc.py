@@ -40,6 +40,11 @@ class MixerServiceStub(object):
                 request_serializer=samix_dot_mixer_dot_v1_dot_mixer__pb2.MixRequest.SerializeToString,
                 response_deserializer=samix_dot_mixer_dot_v1_dot_mixer__pb2.MixResponse.FromString,
                 _registered_method=True)
+        self.MixStream = channel.stream_stream(
+                '/samix.mixer.v1.MixerService/MixStream',
+                request_serializer=samix_dot_mixer_dot_v1_dot_mixer__pb2.MixStreamRequest.SerializeToString,
+                response_deserializer=samix_dot_mixer_dot_v1_dot_mixer__pb2.MixStreamResponse.FromString,
+                _registered_method=True)
         self.ListMixers = channel.unary_unary(
                 '/samix.mixer.v1.MixerService/ListMixers',
                 request_serializer=samix_dot_mixer_dot_v1_dot_mixer__pb2.ListMixersRequest.SerializeToString,
@@ -58,6 +63,15 @@ class MixerServiceServicer(object):
 
     def Mix(self, request, context):
         """Mixes one batch. Pairs are never formed across requests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MixStream(self, request_iterator, context):
+        """Mixes many batches over one call: several under way, answered in their order, bulk bytes in chunks. The server
+        speaks first and says its terms. A batch that is refused is answered by a refusal in its place, and the others go
+        on; the status of the call itself is about the stream alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +98,11 @@ def add_MixerServiceServicer_to_server(servicer, server):
                     servicer.Mix,
                     request_deserializer=samix_dot_mixer_dot_v1_dot_mixer__pb2.MixRequest.FromString,
                     response_serializer=samix_dot_mixer_dot_v1_dot_mixer__pb2.MixResponse.SerializeToString,
+            ),
+            'MixStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.MixStream,
+                    request_deserializer=samix_dot_mixer_dot_v1_dot_mixer__pb2.MixStreamRequest.FromString,
+                    response_serializer=samix_dot_mixer_dot_v1_dot_mixer__pb2.MixStreamResponse.SerializeToString,
             ),
             'ListMixers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMixers,
@@ -124,6 +143,33 @@ class MixerService(object):
             '/samix.mixer.v1.MixerService/Mix',
             samix_dot_mixer_dot_v1_dot_mixer__pb2.MixRequest.SerializeToString,
             samix_dot_mixer_dot_v1_dot_mixer__pb2.MixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MixStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/samix.mixer.v1.MixerService/MixStream',
+            samix_dot_mixer_dot_v1_dot_mixer__pb2.MixStreamRequest.SerializeToString,
+            samix_dot_mixer_dot_v1_dot_mixer__pb2.MixStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

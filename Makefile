@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help setup quickstart test test-all check format protos lock bench bench-steps bench-input bench-overlap bench-peers up down clean
+.PHONY: help setup quickstart test test-all fuzz check format protos lock bench bench-steps bench-input bench-overlap bench-local bench-peers bench-endurance up down clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -26,6 +26,10 @@ test: $(READY)  ## the fast tests
 
 test-all: $(READY)  ## every test this machine can run
 	$(BIN)/python -m pytest -m ""
+
+INPUTS ?= 100000
+fuzz: $(READY)  ## send a server 100,000 broken messages, pictures and streams; INPUTS=N, and SEED=N to repeat a run
+	SAMIX_FUZZ_INPUTS=$(INPUTS) SAMIX_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest tests/fuzz --timeout 0
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
@@ -53,6 +57,12 @@ bench-input: $(READY)  ## training images a core loads, beside webdataset; PHOTO
 SMALL_PHOTOS ?= ../shared/data/imagenet-like/imagenette224/*-train-*.tar
 bench-overlap: $(READY)  ## whether mixing hides behind the step; SMALL_PHOTOS='photos-*.tar' names the shards
 	$(BIN)/python -m benchmarks.overlap --shards '$(SMALL_PHOTOS)' $(ARGS)
+
+bench-local: $(READY)  ## images mixed per second in this process, by batch size and threads; ARGS=--compile
+	$(BIN)/python -m benchmarks.local $(ARGS)
+
+bench-endurance: $(READY)  ## fairness, memory under pressure, a soak, kill -9 of replicas; ARGS="--parts soak --soak.seconds 60"
+	$(BIN)/python -m benchmarks.endurance $(ARGS)
 
 bench-peers: $(READY)  ## images served per second, beside PyTriton, KServe, Ray Serve and LitServe
 	$(BIN)/samix bench peers $(ARGS)

@@ -30,7 +30,7 @@ _PACKAGES = ("grpcio", "protobuf")
 _HOW_TO_READ = """\
 fairness   a client with many streams and one with a single stream ask for all they can get
 pressure   all clients post the largest batch at once; peak is VmHWM of the server's process
-soak       memory, threads and descriptors of an idle server, before and after; INTERNAL and UNKNOWN as the server counts
+soak       memory, threads and descriptors of an idle server, before and after
 kills      two replicas, one or the other killed with SIGKILL; batches counted by a key that their pixels hold"""
 
 

@@ -75,5 +75,5 @@ class Crowd:
     def _run(self, number: int) -> None:
         try:
             self._work(number, self._stopping)
-        except BaseException as error:  # raised where it is heard
+        except BaseException as error:  # noqa: BLE001 - the edge of this thread; raised where it is heard
             self._errors.append(error)

@@ -14,7 +14,7 @@ from samix.wire import CLIENT_KEY, MixCall, encode_request
 
 SERVICE = "/samix.mixer.v1.MixerService/"
 
-_CHUNK_BYTES = 2 << 20
+_CHUNK_BYTES = 1 << 20
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),

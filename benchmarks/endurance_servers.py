@@ -29,6 +29,8 @@ class Usage:
 
     resident_mib: float
     """Resident memory, MiB."""
+    own_mib: float
+    """What of it is the process's own, MiB: pages of libraries come and go as the system likes."""
     peak_mib: float
     """Most resident memory since it began, MiB."""
     num_threads: int
@@ -37,7 +39,10 @@ class Usage:
     """Open files and sockets."""
 
     def __str__(self) -> str:
-        return f"{self.resident_mib:,.1f} MiB resident, {self.num_threads} threads, {self.num_descriptors} descriptors"
+        return (
+            f"{self.resident_mib:,.1f} MiB resident, {self.own_mib:,.1f} its own, "
+            f"{self.num_threads} threads, {self.num_descriptors} descriptors"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +70,7 @@ class Running:
         status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
         return Usage(
             resident_mib=_kib(status["VmRSS"]) / 1024,
+            own_mib=_kib(status["RssAnon"]) / 1024,
             peak_mib=_kib(status["VmHWM"]) / 1024,
             num_threads=int(status["Threads"]),
             num_descriptors=len(list((process / "fd").iterdir())),

@@ -1,6 +1,6 @@
 """The limit that a transport is measured against: the same bytes over bare sockets, one exchange after another.
 
-Blocking sockets, preallocated buffers, nothing parsed, nothing checked. `python -m benchmarks.raw_sockets` is the server.
+Blocking sockets, preallocated buffers, nothing parsed, nothing checked; `python -m benchmarks.raw_sockets` serves.
 """
 
 import socket

@@ -163,5 +163,7 @@ class Admission(grpc.ServerInterceptor):
 
 def _until_the_end(messages: Iterator[bytes]) -> Iterator[bytes]:
     """Yield messages until the call ends, in whatever way: gRPC may say that it was cancelled, or just stop."""
-    with contextlib.suppress(grpc.RpcError):
+    try:
         yield from messages
+    except grpc.RpcError as error:
+        error.__traceback__ = None  # gRPC keeps the error, which would keep these frames, and they the call

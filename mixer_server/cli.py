@@ -9,6 +9,7 @@ import torch
 
 from mixer_server.app import MixerServer
 from mixer_server.config import ServerConfig
+from mixer_server.cores import usable_cores
 from mixer_server.device import open_passes
 from mixer_server.registry import Registry, open_registry
 from mixer_server.workers import Workers
@@ -72,8 +73,8 @@ def _serve_with_workers(config: ServerConfig, args: Sequence[str], stop: StopReq
 
 
 def _choose_device(config: ServerConfig) -> str:
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
+    # torch's own number is what OMP_NUM_THREADS says, or one for each processor, whatever a container may use.
+    torch.set_num_threads(config.num_threads or min(torch.get_num_threads(), usable_cores()))
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no GPU; use --device cpu, or install torch with CUDA")
     if config.device == "auto":

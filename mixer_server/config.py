@@ -54,7 +54,8 @@ class ServerConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where mixers run; auto takes the first GPU if there is one."""
     num_threads: int = 0
-    """Threads of a pass on the CPU; 0 leaves the choice to torch; workers share the cores evenly."""
+    """Threads of a pass on the CPU, and that decode pictures; 0 takes one for each physical core that the process, or
+    its container, may use, shared among workers."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoders. bf16 takes half the time where the processor has instructions for it, and makes masks
     that differ a little: serve one or the other to a training run."""
@@ -86,7 +87,7 @@ class ServerConfig:
         if not 1 <= self.workers <= MAX_WORKERS:
             raise ConfigError(f"workers must lie in 1..{MAX_WORKERS}, got {self.workers}")
         if self.num_threads < 0:
-            raise ConfigError(f"num-threads must be >= 0, got {self.num_threads}; 0 leaves the choice to torch")
+            raise ConfigError(f"num-threads must be >= 0, got {self.num_threads}; 0 takes one for each core")
         check_seconds("exit-timeout-s", self.exit_timeout_s)
         for size in self.cuda_graphs:
             if size < 1:

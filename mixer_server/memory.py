@@ -8,12 +8,14 @@ from samix.errors import ConfigError
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _SHARE = 0.8
 """Of the memory of a machine or container that is taken where nothing else is said."""
+_REQUESTS_SHARE = 0.75
+"""Of what mixers leave; the rest is for passes, for copies while a message is read, and for what malloc keeps free."""
 _LEAST_BYTES = 64 << 20
 """For requests; less would refuse ordinary batches."""
 
 
 def request_bytes(memory_mib: int) -> int:
-    """Say how much memory requests may hold: the planned memory less what the process has now.
+    """Say how much memory requests may hold: most of the planned memory less what the process has now.
 
     Args:
         memory_mib: resident memory planned for the process, in MiB; 0 takes most of the machine's or container's.
@@ -22,7 +24,7 @@ def request_bytes(memory_mib: int) -> int:
         ConfigError: if hardly anything is left.
     """
     planned = planned_mib(memory_mib) << 20
-    left = planned - resident_bytes()
+    left = int(_REQUESTS_SHARE * (planned - resident_bytes()))
     if left < _LEAST_BYTES:
         raise ConfigError(
             f"memory-mib is {planned >> 20}, of which the loaded mixers and libraries take {resident_bytes() >> 20}; "

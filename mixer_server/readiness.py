@@ -1,6 +1,7 @@
 """Whether this server takes work: one answer for gRPC health checks, for `/readyz` and for callers of Mix."""
 
 import threading
+from functools import partial
 from typing import Any
 
 import grpc
@@ -113,3 +114,18 @@ class _Health(health.HealthServicer):
         if response.status == _SERVICE_UNKNOWN:
             context.set_code(grpc.StatusCode.NOT_FOUND)
         return response
+
+    def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:  # noqa: N802
+        """Watch, and then forget: the library keeps the name of every service that was ever asked for."""
+        watcher = super().Watch(request, context, send_response_callback)
+        forget = partial(self._forget, request.service, send_response_callback)
+        if not context.add_callback(forget):  # the call ended meanwhile; the library's own callback was refused, too
+            forget()
+        return watcher
+
+    def _forget(self, service: str, send_response_callback: Any) -> None:
+        with self._lock:
+            watching = self._send_response_callbacks.get(service, set())
+            watching.discard(send_response_callback)
+            if not watching:
+                self._send_response_callbacks.pop(service, None)

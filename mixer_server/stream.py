@@ -63,10 +63,10 @@ class Stream:
             for data in messages:
                 self._received_bytes.inc(len(data))
                 self._take(data)
-        except grpc.RpcError:  # how gRPC says that the call is over
-            pass
+        except grpc.RpcError as error:  # how gRPC says that the call is over
+            error.__traceback__ = None  # gRPC keeps the error, and with these frames it would keep the last chunk
         except MixerError as error:
-            self._failure = error
+            self._failure = error.with_traceback(None)  # its frames hold this stream, and all that waits on it
         except Exception:
             log.exception("stream_failed", extra={"client": self._caller.client})
             self._failure = MixerBroken("the server failed on this stream; its log has the reason")
@@ -87,9 +87,11 @@ class Stream:
                 yield pb.MixStreamResponse(is_ending=True).SerializeToString()
                 continue
             with self._changed:
+                if not self._answers:  # abandoned
+                    return
                 # Before it is written: whoever has the answer may send the next batch at once.
-                self._writing = self._answers.popleft()
-            yield from self._answer(self._writing)
+                batch = self._writing = self._answers.popleft()
+            yield from self._answer(batch)
         if self._failure is not None:
             self._context.abort_with_status(to_status(self._failure))
 
@@ -101,11 +103,12 @@ class Stream:
 
     def abandon(self) -> None:
         """Let go of everything: the client is gone, or has all its answers."""
-        for kind in ("batch", "upload", "send"):
-            self._patience.met((self, kind))
+        self._patience.met((self, "send"))
         with self._changed:
             self._is_over = True
             batches = [batch for batch in (self._writing, *self._answers, self._incoming) if batch]
+            self._answers.clear()
+            self._writing = None
             self._changed.notify_all()
         for batch in batches:
             batch.give_up()
@@ -117,6 +120,8 @@ class Stream:
             incoming, self._incoming = self._incoming, None
             waiting = [batch for batch in (self._writing, *self._answers) if batch] if self._failure else []
             self._changed.notify_all()
+        for kind in ("batch", "upload"):  # whoever is awaited is held
+            self._patience.met((self, kind))
         if incoming is not None:
             incoming.close()
         for batch in waiting:  # a stream that failed ends at once
@@ -143,7 +148,7 @@ class Stream:
             self._complete(batch)
 
     def _begin(self, message: pb.MixStreamRequest) -> None:
-        if self._incoming is not None:
+        if self._incoming is not None and not self._incoming.is_refused:
             raise BadBatch(f"batch {message.sequence} begins before batch {self._incoming.sequence} is whole")
         if message.sequence != self._num_begun + 1:
             raise BadBatch(f"sequence must be {self._num_begun + 1}, got {message.sequence}; number batches 1, 2, 3")
@@ -152,15 +157,23 @@ class Stream:
         if len(self._answers) >= self._config.stream_credits:
             raise BadBatch(f"{self._config.stream_credits} batches are sent and not answered; wait for an answer")
         self._num_begun += 1
-        self._patience.met((self, "batch"))
-        self._patience.expect((self, "upload"), self._config.max_upload_s, self._cut_off)
         self._incoming = StreamBatch.begin(message, self._caller, self._services)
+        if self._incoming.is_refused:  # said at once, so that its client may stop sending it
+            self._put(self._incoming)
+        else:
+            self._patience.met((self, "batch"))
+            self._patience.expect((self, "upload"), self._config.max_upload_s, self._cut_off)
 
     def _complete(self, batch: StreamBatch) -> None:
+        self._incoming = None
+        if batch.is_refused:  # and that was said
+            return
         self._patience.met((self, "upload"))
         batch.submit()
+        self._put(batch)
+
+    def _put(self, batch: StreamBatch) -> None:
         with self._changed:
-            self._incoming = None
             if self._is_over:  # abandoned in between
                 batch.give_up()
                 batch.close()
@@ -196,7 +209,7 @@ class Stream:
 
     def _idle(self) -> None:
         with self._changed:
-            if not self._answers:
+            if self._is_over or not self._answers:
                 self._is_over = True
                 self._changed.notify_all()
                 return

@@ -4,7 +4,6 @@ import logging
 import time
 from dataclasses import dataclass
 
-import numpy as np
 
 from mixer_server.budget import MemoryBudget, Reservation
 from mixer_server.in_flight import InFlight
@@ -12,7 +11,7 @@ from mixer_server.intake import Caller, Intake
 from mixer_server.job import Job
 from mixer_server.metrics import UNKNOWN, MixerMetrics
 from samix.errors import BadBatch, MixerBroken, MixerCancelled, MixerError
-from samix.framing import Framed, as_bytes
+from samix.framing import Framed, as_bytes, empty_buffer
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer
 from samix.status import STATUS_OF
@@ -20,7 +19,7 @@ from samix.wire import MixReply
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 1 << 20
 """Largest chunk that is taken and sent; any peer takes messages up to 4 MB."""
 
 
@@ -40,6 +39,8 @@ class StreamBatch:
     def __init__(self, message: pb.MixStreamRequest, caller: Caller, services: StreamServices) -> None:
         self.sequence = message.sequence
         """Its number on the stream."""
+        self.is_refused = False
+        """Whether there was no room for it when it began."""
         self._request = message.request
         self._num_bytes = message.pixel_bytes
         self._timeout_s = message.timeout_ms / 1000 or float("inf")
@@ -68,7 +69,8 @@ class StreamBatch:
             footprint = services.intake.footprint_bytes(message.request, message.pixel_bytes)
             batch._reservation = services.budget.reserve(footprint)
         except MixerError as error:
-            batch._error = error
+            batch._error = _without_frames(error)
+            batch.is_refused = True
         return batch
 
     @property
@@ -94,20 +96,20 @@ class StreamBatch:
 
     def submit(self) -> None:
         """Check the whole batch and queue it; what is wrong with it is said by `wait`."""
+        pixels, self._pixels = self._pixels, None
         if self._error is not None:
             return
         try:
-            framed = Framed(self._request, self._pixels or memoryview(b""))
+            framed = Framed(self._request, pixels or memoryview(b""))
             self._job = self._services.intake.make_job(
                 framed, self._caller, patience_s=self._remaining_s(), note_mixer=self._note_mixer
             )
             self._services.intake.submit(self._job)
         except MixerError as error:
-            self._error = error
+            self._error = _without_frames(error)
         except Exception:
             log.exception("batch_failed", extra={"client": self._caller.client})
             self._error = MixerBroken("the server failed on this batch; its log has the reason")
-        self._pixels = None  # the job has them
 
     def wait(self) -> MixReply | MixerError:
         """Wait for the outcome, at most until the deadline, and count it."""
@@ -130,24 +132,26 @@ class StreamBatch:
         if not self._is_open:
             return
         self._is_open = False
+        self._job = None  # its pixels must be gone when their memory counts as free
         if self._reservation is not None:
             self._reservation.release()
         self._services.in_flight.leave()
 
     def _outcome(self) -> MixReply | MixerError:
-        if self._error is not None or self._job is None:
+        job = self._job  # `close` may let go of it meanwhile
+        if self._error is not None or job is None:
             return self._error or MixerBroken("the batch was never queued")
         try:
-            return self._services.intake.wait(self._job)
+            return self._services.intake.wait(job)
         except MixerError as error:
-            return error
+            return _without_frames(error)
 
     def _keep(self, chunk: memoryview, end: int) -> None:
         if len(chunk) == self._num_bytes:
             self._pixels = chunk
             return
         if self._pixels is None:
-            self._pixels = as_bytes(np.empty(self._num_bytes, np.uint8))
+            self._pixels = as_bytes(empty_buffer(self._num_bytes))
         self._pixels[self._filled : end] = chunk
 
     def _remaining_s(self) -> float:
@@ -155,3 +159,10 @@ class StreamBatch:
 
     def _note_mixer(self, mixer: FrozenMixer) -> None:
         self._model = (mixer.name, mixer.version)
+
+
+def _without_frames(error: MixerError) -> MixerError:
+    # Its frames hold the batch, and those who keep it would be held by them: pixels would wait for the garbage
+    # collector, which does not know how large they are.
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -12,15 +12,18 @@ from typing import NoReturn
 
 import grpc
 
+from mixer_server.budget import Reservation
 from mixer_server.edge import caller_of
 from mixer_server.metrics import UNKNOWN, MixerMetrics
 from mixer_server.patience import Patience
 from mixer_server.request_config import RequestConfig
 from mixer_server.stream import METHOD, Stream
-from mixer_server.stream_batch import StreamServices
+from mixer_server.stream_batch import CHUNK_BYTES, StreamServices
 from samix.errors import MixerError, MixerOverloaded
 from samix.status import STATUS_OF, to_status
 
+STREAM_BYTES = 2 * CHUNK_BYTES
+"""Memory that an open stream may need beside its batches: a chunk that was read, and one that comes."""
 _RETRY_AFTER_S = 0.5
 """When to come again for a stream; one that idles ends within seconds."""
 
@@ -38,6 +41,8 @@ class Streaming:
         self._lock = threading.Lock()
         self._streams: set[Stream] = set()
         self._is_draining = False
+        # The other half is for batches: streams that leave them no room would be of no use.
+        self._max_streams = min(config.max_streams, services.budget.max_bytes // 2 // STREAM_BYTES)
         self._readers = ThreadPoolExecutor(config.max_streams, "stream-reader")
         metrics.streams_open.set_function(lambda: len(self._streams))
 
@@ -66,26 +71,33 @@ class Streaming:
             patience=self._patience,
             metrics=self._metrics,
         )
-        self._enter(stream, context)
+        room = self._enter(stream, context)
         try:
             if context.add_callback(stream.abandon):
                 self._readers.submit(stream.read, messages)
                 yield from stream.write()
         finally:
             stream.abandon()
+            room.release()
             with self._lock:
                 self._streams.discard(stream)
 
-    def _enter(self, stream: Stream, context: grpc.ServicerContext) -> None:
+    def _enter(self, stream: Stream, context: grpc.ServicerContext) -> Reservation:
+        try:
+            room = self._services.budget.reserve(STREAM_BYTES)
+        except MixerOverloaded as error:
+            self._refuse(context, error)
         with self._lock:
-            is_free = len(self._streams) < self._config.max_streams
+            is_free = len(self._streams) < self._max_streams
             if is_free:
                 self._streams.add(stream)
         if not is_free:
-            sentence = f"{self._config.max_streams} streams are open, no more are taken"
+            room.release()
+            sentence = f"{self._max_streams} streams are open, no more are taken"
             self._refuse(context, MixerOverloaded(sentence, _RETRY_AFTER_S))
         if self._is_draining:
             stream.ask_to_end()
+        return room
 
     def _refuse(self, context: grpc.ServicerContext, error: MixerError) -> NoReturn:
         self._metrics.requests.labels(UNKNOWN, UNKNOWN, METHOD, STATUS_OF[type(error)].name).inc()

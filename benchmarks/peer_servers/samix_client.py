@@ -6,7 +6,7 @@ import torch
 from closed_loop import Call, run
 from mix_batch import MODEL, check_logits, draw_images, draw_lam, draw_partner
 
-from samix import MixPlan, connect, wire
+from samix import MixPlan, connect
 from samix.client.config import ClientConfig
 from samix.client.remote import RemoteMixer
 from services.malloc import tune_malloc
@@ -27,9 +27,7 @@ def make_caller(address: str) -> Call:
     plan = MixPlan(lam=torch.from_numpy(draw_lam()), partner=torch.from_numpy(draw_partner()))
 
     def call() -> None:
-        pending = mixer.submit(images, plan=plan)
-        reply = wire.decode_response(pending._answer.result(), pending._call)
-        check_logits(reply.mask_logits)
+        check_logits(mixer.submit(images, plan=plan).reply().mask_logits)
 
     return call
 

@@ -98,13 +98,19 @@ class PendingMix:
         Raises:
             MixerError: what went wrong, after retries.
         """
-        response = self._answer.result()
+        answer = self._answer.result()
         started = time.perf_counter()
-        reply = wire.decode_response(response, self._call)
-        self._note_version(reply.version)
-        mixed = self._mix(reply, device)
+        mixed = self._mix(self._read(answer), device)
         self._blend_s = time.perf_counter() - started
         return mixed
+
+    def reply(self) -> wire.MixReply:
+        """Wait for the answer as it came, at most until the deadline, and mix nothing.
+
+        Raises:
+            MixerError: what went wrong, after retries.
+        """
+        return self._read(self._answer.result())
 
     def cancel(self) -> None:
         """Give up the mix; `result` then raises MixerCancelled unless the answer was faster."""
@@ -116,6 +122,11 @@ class PendingMix:
             assert isinstance(call.pixels, np.ndarray)
             call = replace(call, pixels=shrink(torch.from_numpy(call.pixels), exchange.encoder_size).numpy())
         return wire.encode_request(call, exchange.jpeg_quality if exchange.encoding == "jpeg" else None)
+
+    def _read(self, answer: Framed) -> wire.MixReply:
+        reply = wire.decode_response(answer, self._call)
+        self._note_version(reply.version)
+        return reply
 
     def _mix(self, reply: wire.MixReply, device: torch.device | None) -> MixedBatch:
         images, labels = self._images, self._labels

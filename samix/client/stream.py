@@ -21,7 +21,7 @@ from samix.client.config import StreamPolicy
 from samix.client.timers import Timers
 from samix.client.unary import SERVICE, Line
 from samix.errors import MixerBroken, MixerCancelled, MixerError, MixerUnavailable
-from samix.framing import Framed, as_bytes, chunks, join, split
+from samix.framing import Framed, as_bytes, chunks, empty_buffer, join, split
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.status import from_refusal, from_rpc_error
 
@@ -85,7 +85,7 @@ class _Answer:
 
     def __init__(self, message: pb.MixResponse, num_bytes: int) -> None:
         self.message = message
-        self.pixels = np.empty(num_bytes, np.uint8)
+        self.pixels = empty_buffer(num_bytes)
         self.filled = 0
 
     def add(self, chunk: memoryview) -> bool:

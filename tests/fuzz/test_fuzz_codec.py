@@ -22,7 +22,7 @@ from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.render import LOGIT_LIMIT, Rendering
 from samix.wire import MixCall, MixReply, decode_request, decode_response, encode_request, encode_response
 
-PATH = ("codec", 0.4)
+PATH = ("codec", 0.3)
 
 CALL = random_call(2, side=4)
 REPLY = MixReply(
@@ -41,7 +41,6 @@ MESSAGES: list[Message] = [
     pb.MixStreamRequest(sequence=1, request=REQUESTS[0], pixel_bytes=300, timeout_ms=9, chunk=bytes(300)),
     pb.MixStreamResponse(sequence=1, response=RESPONSES[0], pixel_bytes=300, chunk=bytes(300)),
     pb.MixStreamResponse(sequence=2, refusal=pb.Refusal(code=3, message="no", field_violations=[pb.FieldViolation()])),
-    pb.GetMixerResponse(mixer=pb.MixerInfo(name="tiny", pixel_formats=[pb.PIXEL_FORMAT_UINT8, pb.PIXEL_FORMAT_JPEG])),
 ]
 
 

@@ -22,7 +22,7 @@ from samix.framing import split
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.wire import CLIENT_KEY, encode_request
 
-PATH = ("servicer", 0.25)
+PATH = ("servicer", 0.3)
 
 SERVICE = "/samix.mixer.v1.MixerService"
 HEALTH = "/grpc.health.v1.Health"

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 
 Code = grpc.StatusCode
 
-NUM_INPUTS = int(os.environ.get("SAMIX_FUZZ_INPUTS") or 1200)
+NUM_INPUTS = int(os.environ.get("SAMIX_FUZZ_INPUTS") or 1000)
 """Of all paths together."""
 SEED = int(os.environ.get("SAMIX_FUZZ_SEED") or secrets.randbelow(10**9))
 """From which each input is made, by its path and number."""

@@ -13,10 +13,9 @@ _MARKERS = (0xC0, 0xC1, 0xC2, 0xC3, 0xC4, 0xC9, 0xCC, 0xD0, 0xD7, 0xD8, 0xD9, 0x
 _SIZES = (0, 1, 2, 7, 8, 9, 255, 256, 0x7FFF, 0x8000, 0xFFFF)
 
 
-def strange_pictures(side: int) -> list[bytes]:
+def strange_pictures(height: int, width: int) -> list[bytes]:
     """Make pictures that are sound, and of kinds that encoders of ours never write."""
-    rng = np.random.default_rng(side)
-    image = Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8))
     return [
         _saved(image, progressive=True),
         _saved(image.convert("CMYK")),
@@ -26,7 +25,7 @@ def strange_pictures(side: int) -> list[bytes]:
         _saved(image, restart_marker_blocks=1),
         _saved(image, optimize=True, comment=b"\xff\xda" * 300),
         _saved(image, keep_rgb=True),
-        _saved(image.resize((side + 1, side))),
+        _saved(image.resize((width + 1, height))),
     ]
 
 
@@ -123,7 +122,20 @@ def _flip(picture: bytes, rng: random.Random) -> bytes:
     return bytes(spoilt)
 
 
-_WAYS = (
+def _table(picture: bytes, rng: random.Random) -> bytes:
+    """Change what a table holds, or which of them a component uses, and keep its length."""
+    segments = _segments(picture)
+    tables = [at for at, segment in enumerate(segments) if segment[:2] in (b"\xff\xc4", b"\xff\xdb")]
+    at = rng.choice((*tables, len(segments) - 1))  # the last begins with the header of the scan
+    where = rng.randrange(4, min(len(segments[at]), 80)) if len(segments[at]) > 4 else 0
+    segments[at] = (
+        segments[at][:where] + bytes((rng.choice((0, 1, 255, rng.randrange(256))),)) + segments[at][where + 1 :]
+    )
+    return b"".join(segments)
+
+
+_HEADER_WAYS = (
     *(_on_segment(_at_random), _on_segment(_length), _on_segment(_marker), _on_segment(_twice), _on_segment(_filled)),
-    *(_on_segment(lambda *_: b""), _frame, _frame, _cut, _scan_bytes, _scan_bytes, _flip),
+    *(_on_segment(lambda *_: b""), _frame, _frame),
 )
+_WAYS = (*_HEADER_WAYS, *(_table, _table, _scan_bytes, _cut, _flip) * 4)  # the header alone is read before all else

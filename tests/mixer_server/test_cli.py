@@ -141,7 +141,7 @@ def test_port_in_use(artefact: Path, capsys: pytest.CaptureFixture[str], flag: s
         (["--mixers", "x", "--requests.max-upload-s", "0"], "requests.max-upload-s must be positive and at most 86400"),
         (["--mixers", "x", "--exit-timeout-s", "inf"], "exit-timeout-s must be positive and at most 86400"),
         (["--mixers", "x", "--exit-timeout-s", "1e12"], "at most 86400 (a day), got 1000000000000.0"),
-        (["--mixers", "x", "--num-threads", "-1"], "num-threads must be >= 0, got -1; 0 leaves the choice to torch"),
+        (["--mixers", "x", "--num-threads", "-1"], "num-threads must be >= 0, got -1; 0 takes one for each core"),
     ],
 )
 def test_refuses_flags(

@@ -1,16 +1,17 @@
-"""Passes on a GPU; all but the first need one."""
+"""Passes on a GPU; those of the marked tests need one."""
 
 import numpy as np
 import pytest
 import torch
 from serving import random_call, tiny_mixer
 
-from mixer_server.cuda_graphs import next_size
+from mixer_server.cuda_graphs import Graphs, next_size
 from mixer_server.cuda_passes import CudaPasses
 from mixer_server.decoding import Decoder
 from mixer_server.passes import run_pass
 from samix.errors import BadBatch
 from samix.jpeg import JpegBatch, encode_images
+from samix.mixing.batch import MixPlan
 from samix.mixing.frozen import FrozenMixer, random_mixer
 from samix.mixing.presets import tiny_spec
 from samix.wire import MixCall, MixReply
@@ -20,6 +21,17 @@ def test_passes_are_padded_to_the_next_recording():
     """A pass takes the smallest recording that holds it; one that none holds keeps its number."""
     assert [next_size(number, (4, 16)) for number in (1, 4, 5, 16, 17)] == [4, 4, 16, 16, 17]
     assert next_size(3, ()) == 3
+
+
+def test_what_no_recording_fits_is_computed_the_plain_way():
+    """A mixer without recordings gives the masks it gives without a GPU's help."""
+    mixer, graphs = tiny_mixer(), Graphs((4,), torch.float32)
+    images = torch.arange(3 * 3 * 16 * 16).reshape(3, 3, 16, 16).to(torch.uint8)
+    plan = MixPlan(lam=torch.full((3,), 0.3), partner=torch.tensor([1, 2, 0]))
+
+    logits = graphs.mask_logits(mixer, images, plan)
+
+    assert torch.equal(logits, mixer.mask_logits(images, plan))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ MIX = "/samix.mixer.v1.MixerService/Mix"
 @pytest.mark.parametrize("wants_images", [False, True])
 def test_mix(stub: MixerServiceStub, mixer: FrozenMixer, dtype: type, wants_images: bool):
     """A mix over the wire is what a pass computes, bit for bit, in either pixel and reply format."""
-    pixels = random_call().pixels if dtype is np.uint8 else random_call().pixels.astype(np.float32) / 255
+    pixels = np.asarray(random_call().pixels) if dtype is np.uint8 else np.float32(random_call().pixels) / 255
     call = random_call(mixer="tiny", version=mixer.version, pixels=pixels, wants_images=wants_images)
 
     reply = ask(stub, call)

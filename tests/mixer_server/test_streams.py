@@ -63,9 +63,8 @@ class Talk:
 
     def status(self) -> grpc.StatusCode:
         """Wait for the end."""
-        with pytest.raises((grpc.RpcError, StopIteration)):
-            while True:
-                next(self.call)
+        for _ in _until_the_end(self.call):
+            pass
         return self.call.code()
 
 
@@ -143,7 +142,7 @@ def test_unknown_mixer_is_not_found(server: MixerServer):
 def test_terms_are_said_first(server: MixerServer):
     """The first message says credits, batches and chunk size."""
     with talking(server) as talk:
-        assert (talk.terms.credits, talk.terms.max_batches, talk.terms.max_chunk_bytes) == (8, 256, 2 << 20)
+        assert (talk.terms.credits, talk.terms.max_batches, talk.terms.max_chunk_bytes) == (8, 256, 1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +152,7 @@ def test_terms_are_said_first(server: MixerServer):
         ([{"sequence": 7, "request": {}}], "sequence must be 1, got 7"),
         ([{"sequence": 1, "request": {}, "pixel_bytes": 9, "chunk": b"x" * 10}], "a chunk of 10 bytes came, 9 of"),
         ([{"sequence": 1, "request": {}, "pixel_bytes": 9}, {"sequence": 2, "request": {}}], "before batch 1 is whole"),
-        ([{"sequence": 1, "request": {}, "pixel_bytes": 3 << 20, "chunk": bytes(2097153)}], "a chunk may have 2097152"),
+        ([{"sequence": 1, "request": {}, "pixel_bytes": 3 << 20, "chunk": bytes(1048577)}], "a chunk may have 1048576"),
     ],
 )
 def test_breach_of_the_protocol_ends_the_stream(server: MixerServer, messages: list[dict], sentence: str):
@@ -251,18 +250,22 @@ def test_deadline_of_a_batch_is_kept(gated: Gated):
     assert answers[2].HasField("response")
 
 
-def test_streams_are_bounded_and_health_answers(server: MixerServer):
+def test_streams_are_bounded_and_health_answers(mixer: FrozenMixer):
     """With every permitted stream open, one more is refused with RetryInfo, and health checks and mixes answer."""
-    with serve(next(iter(server.registry.mixers)), requests=RequestConfig(max_streams=2)) as small:
-        with talking(small), talking(small), connect(small.addresses["grpc"]) as stub:
-            refused = stub.MixStream(iter(()), timeout=WAIT_S)
+    with (
+        serve(mixer, requests=RequestConfig(max_streams=2)) as server,
+        talking(server),
+        talking(server),
+        connect(server.addresses["grpc"]) as stub,
+        grpc.insecure_channel(server.addresses["grpc"]) as channel,
+    ):
+        refused = stub.MixStream(iter(()), timeout=WAIT_S)
 
-            assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert any(key == "grpc-status-details-bin" for key, _ in refused.trailing_metadata())
-            assert ask(stub, random_call()).mixer == "tiny"
-            with grpc.insecure_channel(small.addresses["grpc"]) as channel:
-                check = health_of(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
-            assert check.status == health_pb2.HealthCheckResponse.SERVING
+        assert refused.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert any(key == "grpc-status-details-bin" for key, _ in refused.trailing_metadata())
+        assert ask(stub, random_call()).mixer == "tiny"
+        check = health_of(channel).Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
+        assert check.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_slow_upload_is_cut_off(mixer: FrozenMixer):

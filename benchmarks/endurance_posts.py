@@ -1,6 +1,8 @@
 """Clients that post one batch over a connection of their own, as stock gRPC would: nothing of our client library."""
 
+import threading
 from collections.abc import Iterator
+from itertools import takewhile
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -97,7 +99,7 @@ class UnaryClient(PostingClient):
 
 
 class StreamClient(PostingClient):
-    """Sends it as the only batch of a stream."""
+    """Sends it as the only batch of a stream, as far as the server wants it."""
 
     def __init__(self, target: str, post: Post, name: str) -> None:
         self._target = target
@@ -117,11 +119,14 @@ class StreamClient(PostingClient):
         """Send it once; None if it was answered, else why not."""
         stream = self._channel.stream_stream(f"{SERVICE}MixStream")
         outcome: MixerError | None = MixerBroken("the stream ended without an answer")
+        is_refused = threading.Event()
+        messages = takewhile(lambda _: not is_refused.is_set(), self._post.messages(1))
         try:
-            for data in stream(self._post.messages(1), timeout=timeout_s, metadata=self._metadata):
+            for data in stream(messages, timeout=timeout_s, metadata=self._metadata):
                 message = pb.MixStreamResponse.FromString(data)
                 if message.HasField("refusal"):
                     outcome = from_refusal(message.refusal, self._target)
+                    is_refused.set()
                 elif message.HasField("response"):
                     outcome = None
         except grpc.RpcError as error:

@@ -15,7 +15,7 @@ from benchmarks.endurance_posts import Post, PostingClient, StreamClient, UnaryC
 from benchmarks.endurance_report import Check, PartReport
 from benchmarks.endurance_servers import Running, Usage, artefact_of, running_server
 from benchmarks.machine import Cores
-from samix.errors import ConfigError, MixerOverloaded
+from samix.errors import ConfigError, MixerOverloaded, MixerTimeout
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.frozen import FrozenMixer, random_mixer
 from samix.mixing.presets import IMAGENET_MEAN, IMAGENET_STD, samix_spec
@@ -126,6 +126,8 @@ class _Crush:
                 if outcome is None:
                     self._served_s.append(time.monotonic() - self._began_s)
                     return
+                if isinstance(outcome, MixerTimeout) and time.monotonic() >= deadline_s:
+                    return  # our own patience has ended
                 if not isinstance(outcome, MixerOverloaded):
                     self._failures[f"{type(outcome).__name__}: {outcome}"] += 1
                     return

@@ -28,7 +28,7 @@ TINY = {
     "fairness": ["--fairness.seconds", "1", "--fairness.streams", "4", "--fairness.batch-size", "8"],
     "pressure": ["--pressure.clients", "4", "--pressure.batch-size", "8", "--pressure.memory-mib", "2048"],
     "soak": ["--soak.seconds", "2", "--soak.warm-up-s", "2", "--soak.streams", "40", "--soak.clients", "2"],
-    "kills": ["--kills.seconds", "8", "--kills.pause-s", "1", "--kills.clients", "2"],
+    "kills": ["--kills.seconds", "20", "--kills.pause-s", "1", "--kills.clients", "2"],
 }
 """Flags that make each part short."""
 UNCERTAIN = ("growth of memory", "threads more")

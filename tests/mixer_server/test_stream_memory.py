@@ -131,7 +131,7 @@ def test_rest_of_a_refused_batch_is_dropped(server: MixerServer):
 
 def test_streams_leave_half_of_the_memory_to_batches(mixer: FrozenMixer):
     """Open streams count as memory: where half of it is theirs, one more is refused with RetryInfo, and mixes go on."""
-    with serve(mixer, memory_mib=(resident_bytes() >> 20) + 100) as server, ExitStack() as opened:
+    with serve(mixer, memory_mib=(resident_bytes() >> 20) + 160) as server, ExitStack() as opened:
         most = server.front._streaming._max_streams
         talks = [opened.enter_context(talking(server)) for _ in range(most)]
 

@@ -5,8 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from mixer_server.answers import Outcome
-from mixer_server.passes import Finished
+from mixer_server.engine.answers import Outcome
+from mixer_server.engine.passes import Finished
 from samix.mixing.frozen import FrozenMixer
 from samix.wire import MixCall, MixReply
 

@@ -12,7 +12,7 @@ from benchmarks.peer_servers.mix_batch import MODEL
 from benchmarks.serving import Served
 from mixer_server.app import MixerServer
 from mixer_server.config import ServerConfig
-from mixer_server.registry import Registry
+from mixer_server.hosting.registry import Registry
 from samix.mixing.frozen import random_mixer
 from samix.mixing.presets import resnet18_spec
 from services.cli import program

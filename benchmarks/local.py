@@ -21,10 +21,10 @@ from torch import Tensor
 
 from benchmarks.figures import check_output, describe, headline, prepare_output, publish
 from benchmarks.local_report import table
-from mixer_server.compiling import check_compiler, compile_encoder
-from mixer_server.cores import usable_cores
-from mixer_server.decoding import Decoder
-from mixer_server.passes import run_pass
+from mixer_server.engine.compiling import check_compiler, compile_encoder
+from mixer_server.engine.cores import usable_cores
+from mixer_server.engine.decoding import Decoder
+from mixer_server.engine.passes import run_pass
 from samix.errors import ConfigError
 from samix.jpeg import JpegBatch, encode_images
 from samix.mixing.batch import MixPlan

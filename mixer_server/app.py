@@ -9,25 +9,25 @@ from pathlib import Path
 
 import grpc
 
-from mixer_server.admin import AdminServicer, serve_admin
-from mixer_server.batcher import Batcher
-from mixer_server.budget import MemoryBudget
 from mixer_server.config import ServerConfig
-from mixer_server.description import describe
-from mixer_server.device import open_passes
-from mixer_server.engine import Engine, warm_up
-from mixer_server.front import Front
-from mixer_server.hosting import Hosting
-from mixer_server.intake import Intake
-from mixer_server.memory import request_bytes
+from mixer_server.engine.device import open_passes
+from mixer_server.engine.engine import Engine, warm_up
+from mixer_server.engine.passes import Passes
+from mixer_server.front.description import describe
+from mixer_server.front.front import Front
+from mixer_server.front.intake import Intake
+from mixer_server.front.readiness import Readiness
+from mixer_server.front.shared_memory import SharedMemory
+from mixer_server.hosting.admin import AdminServicer, serve_admin
+from mixer_server.hosting.hosting import Hosting
+from mixer_server.hosting.mixer_files import Load
+from mixer_server.hosting.registry import Registry
+from mixer_server.hosting.stock import Stock
 from mixer_server.metrics import MixerMetrics
-from mixer_server.mixer_files import Load
 from mixer_server.pages import make_routes
-from mixer_server.passes import Passes
-from mixer_server.readiness import Readiness
-from mixer_server.registry import Registry
-from mixer_server.shared_memory import SharedMemory
-from mixer_server.stock import Stock
+from mixer_server.scheduling.batcher import Batcher
+from mixer_server.scheduling.budget import MemoryBudget
+from mixer_server.scheduling.memory import request_bytes
 from samix.mixing.artefact import load_mixer
 from samix.mixing.frozen import FrozenMixer
 from services.addresses import format_address

@@ -9,10 +9,10 @@ import torch
 
 from mixer_server.app import MixerServer
 from mixer_server.config import ServerConfig
-from mixer_server.cores import usable_cores
-from mixer_server.device import open_passes
-from mixer_server.registry import Registry, open_registry
-from mixer_server.workers import Workers
+from mixer_server.engine.cores import usable_cores
+from mixer_server.engine.device import open_passes
+from mixer_server.hosting.registry import Registry, open_registry
+from mixer_server.workers.workers import Workers
 from samix.errors import ConfigError
 from samix.mixing.artefact import load_mixer
 from services.cli import program

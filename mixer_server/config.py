@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mixer_server.batcher import BatchingConfig
-from mixer_server.leases import LeaseConfig
+from mixer_server.front.leases import LeaseConfig
+from mixer_server.front.request_config import RequestConfig
 from mixer_server.limits import check_seconds
-from mixer_server.request_config import RequestConfig
+from mixer_server.scheduling.batcher import BatchingConfig
 from samix.errors import ConfigError
 from services.logs import LogFormat
 

@@ -13,9 +13,9 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
-from mixer_server.batcher import Batcher
-from mixer_server.budget import MemoryBudget
-from mixer_server.shared_memory import SharedMemory
+from mixer_server.front.shared_memory import SharedMemory
+from mixer_server.scheduling.batcher import Batcher
+from mixer_server.scheduling.budget import MemoryBudget
 from samix.mixing.frozen import FrozenMixer
 from services.metrics import SECONDS_BUCKETS
 

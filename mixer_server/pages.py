@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 
-from mixer_server.readiness import Readiness
-from mixer_server.registry import Registry
-from mixer_server.repository import Entry
+from mixer_server.front.readiness import Readiness
+from mixer_server.hosting.registry import Registry
+from mixer_server.hosting.repository import Entry
 from samix.mixing.frozen import FrozenMixer
 from services.http import Page, Routes
 from services.metrics import metrics_page

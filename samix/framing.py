@@ -155,8 +155,8 @@ def chunks(bulk: memoryview, num_bytes: int) -> Iterator[memoryview]:
 def empty_buffer(num_bytes: int) -> np.ndarray:
     """Make room for bulk bytes: uint8 [num_bytes], writable, not initialised.
 
-    Not by numpy, which asks for huge pages: where memory is fragmented the kernel takes 8 ms to find them for a batch of
-    9.6 MB, and copying the batch 1 ms.
+    Not by numpy, which asks for huge pages: where memory is fragmented the kernel takes 8 ms to find them for a batch
+    of 9.6 MB, and copying the batch 1 ms.
     """
     return torch.empty(num_bytes, dtype=torch.uint8).numpy()
 

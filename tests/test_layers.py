@@ -110,7 +110,7 @@ def test_the_mathematics_knows_no_network() -> None:
 
 
 def test_the_servicer_knows_no_tensors() -> None:
-    """mixer_server/servicer.py speaks the protocol: torch stays in the engine."""
+    """mixer_server/front/servicer.py speaks the protocol: torch stays in the engine."""
     wrong = [found for found in imports_below("mixer_server") if found.file.endswith("/servicer.py")]
 
     assert wrong

@@ -5,7 +5,7 @@ from serving import ask, connect, random_call, tiny_mixer
 from benchmarks.constant import ConstantPasses
 from mixer_server.app import MixerServer
 from mixer_server.config import ServerConfig
-from mixer_server.registry import Registry
+from mixer_server.hosting.registry import Registry
 
 
 @pytest.mark.parametrize("image_dtype", [np.uint8, np.float16])

@@ -12,8 +12,8 @@ from mutations import packed
 from serving import WAIT_S, connect, health_of, request, serve, tiny_mixer
 
 from mixer_server.app import MixerServer
-from mixer_server.memory import resident_bytes
-from mixer_server.request_config import RequestConfig
+from mixer_server.front.request_config import RequestConfig
+from mixer_server.scheduling.memory import resident_bytes
 from samix.mixer.v1 import mixer_pb2 as pb
 
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"

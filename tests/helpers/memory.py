@@ -13,12 +13,12 @@ from typing import Any
 
 from serving import WAIT_S
 
-from mixer_server.leases import LeaseConfig
-from mixer_server.shared_memory import SharedMemory
+from mixer_server.front.leases import LeaseConfig
+from mixer_server.front.shared_memory import SharedMemory
 from samix.client.shared_memory import SharedMemoryLease
 from samix.shared_memory import MAX_RECORD_BYTES, Answer
 
-LOGGER = "mixer_server.shared_memory"
+LOGGER = "mixer_server.front.shared_memory"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mixer_server.job import GroupKey, Job
+from mixer_server.scheduling.job import GroupKey, Job
 from samix.mixing.frozen import random_mixer
 from samix.mixing.presets import tiny_spec
 from samix.wire import MixCall

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from mixer_server.app import MixerServer
 from mixer_server.config import ServerConfig
-from mixer_server.registry import Registry
+from mixer_server.hosting.registry import Registry
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub
 from samix.mixing.frozen import FrozenMixer, random_mixer

@@ -4,7 +4,7 @@ import pytest
 from serving import Gate, connect, serve, tiny_mixer
 
 from mixer_server.app import MixerServer
-from mixer_server.decoding import Decoder
+from mixer_server.engine.decoding import Decoder
 from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub
 from samix.mixing.frozen import FrozenMixer
 

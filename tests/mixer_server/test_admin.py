@@ -18,12 +18,13 @@ import pytest
 from grpc_health.v1 import health_pb2
 from serving import WAIT_S, Gate, ask, connect, health_of, random_call, request, sample, serve, serve_folder, tiny_mixer
 
-from mixer_server import admin_cli, cli
-from mixer_server.admin import SERVICE
+from mixer_server import cli
 from mixer_server.app import MixerServer
 from mixer_server.config import ServerConfig
-from mixer_server.registry import Registry
-from mixer_server.repository import State
+from mixer_server.hosting import admin_cli
+from mixer_server.hosting.admin import SERVICE
+from mixer_server.hosting.registry import Registry
+from mixer_server.hosting.repository import State
 from samix.mixer.v1 import admin_pb2 as admin
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixer.v1.admin_pb2_grpc import AdminServiceStub

@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2
 from serving import WAIT_S, ask, connect, health_of, random_call, request, sample, serve
 
 from mixer_server.app import MixerServer
-from mixer_server.request_config import RequestConfig
+from mixer_server.front.request_config import RequestConfig
 from samix.errors import MixerOverloaded
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer

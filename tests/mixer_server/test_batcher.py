@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from queueing import Clock, make_job
 
-from mixer_server.batcher import Batcher, BatchingConfig
-from mixer_server.job import Job
-from mixer_server.scheduling import PRIORITIES
+from mixer_server.scheduling.batcher import Batcher, BatchingConfig
+from mixer_server.scheduling.fair_queue import PRIORITIES
+from mixer_server.scheduling.job import Job
 from samix.errors import ConfigError, MixerOverloaded, MixerTimeout, MixerUnavailable
 from samix.mixer.v1 import mixer_pb2 as pb
 

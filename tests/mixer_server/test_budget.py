@@ -7,7 +7,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from mixer_server.budget import MemoryBudget, Reservation
+from mixer_server.scheduling.budget import MemoryBudget, Reservation
 from samix.errors import BadBatch, MixerOverloaded
 
 MIB = 1 << 20

@@ -19,7 +19,7 @@ from serving import WAIT_S, ask, connect, health_of, random_call, sample, serve,
 from mixer_server.app import MixerServer
 from mixer_server.cli import main
 from mixer_server.config import ServerConfig
-from mixer_server.registry import Registry, open_registry
+from mixer_server.hosting.registry import Registry, open_registry
 from samix.errors import ConfigError
 from samix.mixing.artefact import save_artefact
 from samix.wire import encode_request

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import tiny_mixer
 
-from mixer_server.compiling import PARTS, compile_encoder, cut
+from mixer_server.engine.compiling import PARTS, compile_encoder, cut
 from samix.mixing.batch import MixPlan
 from samix.mixing.frozen import FrozenMixer
 

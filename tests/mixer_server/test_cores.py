@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mixer_server.cores import threads_per_worker, usable_cores
+from mixer_server.engine.cores import threads_per_worker, usable_cores
 
 NOWHERE = Path("/nowhere")
 

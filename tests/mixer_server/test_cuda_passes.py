@@ -5,10 +5,10 @@ import pytest
 import torch
 from serving import random_call, tiny_mixer
 
-from mixer_server.cuda_graphs import Graphs, next_size
-from mixer_server.cuda_passes import CudaPasses
-from mixer_server.decoding import Decoder
-from mixer_server.passes import run_pass
+from mixer_server.engine.cuda_graphs import Graphs, next_size
+from mixer_server.engine.cuda_passes import CudaPasses
+from mixer_server.engine.decoding import Decoder
+from mixer_server.engine.passes import run_pass
 from samix.errors import BadBatch
 from samix.jpeg import JpegBatch, encode_images
 from samix.mixing.batch import MixPlan

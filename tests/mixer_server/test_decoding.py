@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixer_server.decoding import Decoder
+from mixer_server.engine.decoding import Decoder
 from samix.errors import BadBatch
 from samix.jpeg import JpegBatch, encode_images
 

@@ -1,8 +1,8 @@
 import pytest
 
 from mixer_server.config import ServerConfig
-from mixer_server.device import open_passes
-from mixer_server.passes import MixerPasses
+from mixer_server.engine.device import open_passes
+from mixer_server.engine.passes import MixerPasses
 from samix.errors import ConfigError
 
 

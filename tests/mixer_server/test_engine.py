@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from queueing import MIXER, make_job
 
-from mixer_server.answers import Outcome
-from mixer_server.batcher import Batcher, BatchingConfig
-from mixer_server.engine import Engine, warm_up
-from mixer_server.job import Job
+from mixer_server.engine.answers import Outcome
+from mixer_server.engine.engine import Engine, warm_up
+from mixer_server.engine.passes import DeviceLost
 from mixer_server.metrics import MixerMetrics
-from mixer_server.passes import DeviceLost
+from mixer_server.scheduling.batcher import Batcher, BatchingConfig
+from mixer_server.scheduling.job import Job
 from samix.errors import BadBatch, MixerBroken, MixerUnavailable
 from samix.mixing.frozen import FrozenMixer
 from samix.wire import MixCall, MixReply

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import grpc
 from serving import WAIT_S, Gate, random_call, serve
 
-from mixer_server.batcher import BatchingConfig
+from mixer_server.scheduling.batcher import BatchingConfig
 from samix.framing import join
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from serving import WAIT_S, connect, random_call, sample, serve
 
 from mixer_server.app import MixerServer
-from mixer_server.decoding import Decoder
-from mixer_server.passes import run_pass
-from mixer_server.request_config import RequestConfig
+from mixer_server.engine.decoding import Decoder
+from mixer_server.engine.passes import run_pass
+from mixer_server.front.request_config import RequestConfig
 from samix.jpeg import JpegBatch
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import WAIT_S, Gate, ask, connect, health_of, random_call, request, serve, serve_folder, tiny_mixer
 
 from mixer_server.app import MixerServer
-from mixer_server.readiness import SERVICE, Readiness
+from mixer_server.front.readiness import SERVICE, Readiness
 from samix.errors import MixerUnavailable
 from samix.mixing.artefact import save_artefact
 from samix.mixing.frozen import FrozenMixer

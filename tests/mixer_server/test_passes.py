@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import random_call
 
-from mixer_server.decoding import Decoder
-from mixer_server.passes import MixerPasses, run_pass
+from mixer_server.engine.decoding import Decoder
+from mixer_server.engine.passes import MixerPasses, run_pass
 from samix.errors import BadBatch
 from samix.jpeg import JpegBatch, encode_images
 from samix.mixing.batch import MixPlan

@@ -8,8 +8,8 @@ from grpc_health.v1 import health_pb2
 from serving import WAIT_S, Gate, ask, connect, health_of, random_call, request, sample, serve, tiny_mixer
 
 from mixer_server.app import MixerServer
-from mixer_server.batcher import BatchingConfig
-from mixer_server.request_config import RequestConfig
+from mixer_server.front.request_config import RequestConfig
+from mixer_server.scheduling.batcher import BatchingConfig
 from samix.errors import MixerOverloaded
 from samix.mixing.frozen import FrozenMixer
 from samix.status import from_rpc_error

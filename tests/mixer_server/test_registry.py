@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from serving import tiny_mixer
 
-from mixer_server.registry import Origin, Registry, open_registry
+from mixer_server.hosting.registry import Origin, Registry, open_registry
 from samix.errors import MixerNotFound, MixerUnavailable
 from samix.mixing.artefact import save_artefact
 

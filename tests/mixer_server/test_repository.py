@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from serving import WAIT_S, tiny_mixer
 
-from mixer_server.hosting import Hosting
+from mixer_server.front.readiness import Readiness
+from mixer_server.hosting.hosting import Hosting
+from mixer_server.hosting.mixer_files import Load, load_copy, read_name
+from mixer_server.hosting.polling import Poller
+from mixer_server.hosting.registry import Registry
+from mixer_server.hosting.repository import Repository, State
+from mixer_server.hosting.shelf import Shelf
 from mixer_server.metrics import MixerMetrics
-from mixer_server.mixer_files import Load, load_copy, read_name
-from mixer_server.polling import Poller
-from mixer_server.readiness import Readiness
-from mixer_server.registry import Registry
-from mixer_server.repository import Repository, State
-from mixer_server.shelf import Shelf
 from samix.errors import ArtefactError, MixerNotFound, MixerUnavailable
 from samix.mixing.artefact import load_mixer, save_artefact
 from samix.mixing.frozen import FrozenMixer

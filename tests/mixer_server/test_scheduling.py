@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from queueing import make_job
 
-from mixer_server.job import Job
-from mixer_server.scheduling import PRIORITIES, FairQueue
+from mixer_server.scheduling.fair_queue import PRIORITIES, FairQueue
+from mixer_server.scheduling.job import Job
 from samix.mixer.v1 import mixer_pb2 as pb
 
 LOW, NORMAL, HIGH = pb.PRIORITY_LOW, pb.PRIORITY_NORMAL, pb.PRIORITY_HIGH

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from serving import WAIT_S, ask, connect, random_call, request, sample, serve, tiny_mixer
 
 from mixer_server.app import MixerServer
-from mixer_server.batcher import BatchingConfig
-from mixer_server.passes import run_pass
-from mixer_server.request_config import RequestConfig
+from mixer_server.engine.passes import run_pass
+from mixer_server.front.request_config import RequestConfig
+from mixer_server.scheduling.batcher import BatchingConfig
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub
 from samix.mixing.frozen import FrozenMixer
@@ -22,7 +22,8 @@ MIX = "/samix.mixer.v1.MixerService/Mix"
 @pytest.mark.parametrize("wants_images", [False, True])
 def test_mix(stub: MixerServiceStub, mixer: FrozenMixer, dtype: type, wants_images: bool):
     """A mix over the wire is what a pass computes, bit for bit, in either pixel and reply format."""
-    pixels = np.asarray(random_call().pixels) if dtype is np.uint8 else np.float32(random_call().pixels) / 255
+    pixels = np.asarray(random_call().pixels)
+    pixels = pixels if dtype is np.uint8 else pixels.astype(np.float32) / 255
     call = random_call(mixer="tiny", version=mixer.version, pixels=pixels, wants_images=wants_images)
 
     reply = ask(stub, call)

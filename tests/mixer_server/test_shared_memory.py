@@ -32,9 +32,9 @@ from prometheus_client import CollectorRegistry
 from serving import WAIT_S
 
 from mixer_server.config import ServerConfig
-from mixer_server.leases import LeaseConfig, Leases
+from mixer_server.front.leases import LeaseConfig, Leases
+from mixer_server.front.shared_memory import SharedMemory
 from mixer_server.metrics import MixerMetrics
-from mixer_server.shared_memory import SharedMemory
 from samix.errors import BadBatch, ConfigError, MixerUnavailable
 from samix.shared_memory import MAX_RECORD_BYTES, Answer, Hello, memory_socket
 
@@ -72,8 +72,8 @@ except PermissionError:
 READING = """
 import sys
 from pathlib import Path
-from mixer_server.leases import LeaseConfig
-from mixer_server.shared_memory import SharedMemory
+from mixer_server.front.leases import LeaseConfig
+from mixer_server.front.shared_memory import SharedMemory
 from samix.client.shared_memory import SharedMemoryLease
 
 memory = SharedMemory(LeaseConfig(), unix_socket=Path(sys.argv[1]) / "mixer.sock", max_mib=4)

@@ -14,10 +14,10 @@ from serving import WAIT_S, Gate, connect, random_call, serve
 from test_streams import Talk, talking
 
 from mixer_server.app import MixerServer
-from mixer_server.batcher import BatchingConfig
-from mixer_server.memory import resident_bytes
-from mixer_server.stream_batch import CHUNK_BYTES
-from mixer_server.streaming import STREAM_BYTES
+from mixer_server.front.stream_batch import CHUNK_BYTES
+from mixer_server.front.streaming import STREAM_BYTES
+from mixer_server.scheduling.batcher import BatchingConfig
+from mixer_server.scheduling.memory import resident_bytes
 from samix.errors import MixerOverloaded
 from samix.mixing.frozen import FrozenMixer
 from samix.status import from_rpc_error

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from serving import WAIT_S, Gate, ask, connect, health_of, random_call, sample, serve
 
 from mixer_server.app import MixerServer
-from mixer_server.request_config import RequestConfig
+from mixer_server.front.request_config import RequestConfig
 from samix.framing import Framed
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub

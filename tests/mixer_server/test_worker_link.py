@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import pytest
 from serving import WAIT_S
 
-from mixer_server.worker_link import ParentLink, Report, decode_report
+from mixer_server.workers.worker_link import ParentLink, Report, decode_report
 from services.signals import StopRequest
 
 DRAIN_FOR_EVER = """
 import sys, threading
-from mixer_server.worker_link import ParentLink
+from mixer_server.workers.worker_link import ParentLink
 from services.signals import stop_on_signals
 with stop_on_signals() as stop:
     ParentLink(int(sys.argv[1]), stop).watch(float(sys.argv[2]))

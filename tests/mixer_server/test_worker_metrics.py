@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from mixer_server.worker_metrics import WorkerMetrics
+from mixer_server.workers.worker_metrics import WorkerMetrics
 
 
 def page_of(requests: float, label: str = "x") -> str:

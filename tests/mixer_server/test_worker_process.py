@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import WAIT_S
 
-from mixer_server.worker_link import Report, decode_report
-from mixer_server.worker_pages import WorkerPages
-from mixer_server.worker_process import Worker, describe_status, next_pause
+from mixer_server.workers.worker_link import Report, decode_report
+from mixer_server.workers.worker_pages import WorkerPages
+from mixer_server.workers.worker_process import Worker, describe_status, next_pause
 from services.http import Page, PageServer, serve_pages
 
 REPORT = Report(addresses={"http": "127.0.0.1:1"}, mixers=["tiny@1"])

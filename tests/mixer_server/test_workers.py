@@ -17,14 +17,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import WAIT_S, ask, connect, random_call, tiny_mixer
 
 from mixer_server.app import MixerServer
-from mixer_server.batcher import SHUTTING_DOWN
 from mixer_server.cli import main
 from mixer_server.config import ServerConfig
-from mixer_server.decoding import Decoder
-from mixer_server.passes import DeviceLost, Finished, MixerPasses
-from mixer_server.registry import Registry
-from mixer_server.worker import share_of
-from mixer_server.workers import gpu_variables
+from mixer_server.engine.decoding import Decoder
+from mixer_server.engine.passes import DeviceLost, Finished, MixerPasses
+from mixer_server.hosting.registry import Registry
+from mixer_server.scheduling.batcher import SHUTTING_DOWN
+from mixer_server.workers.worker import share_of
+from mixer_server.workers.workers import gpu_variables
 from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub
 from samix.mixing.artefact import save_artefact
 from samix.mixing.frozen import FrozenMixer

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from memory import lease_from, leasing, line_of, listening, num_descriptors, python
 from serving import WAIT_S
 
-from mixer_server.shared_memory import SharedMemory
+from mixer_server.front.shared_memory import SharedMemory
 from samix.client.shared_memory import SharedMemoryLease, Slot
 from samix.errors import InputError, MixerBroken, MixerError, MixerTimeout, MixerUnavailable
 from samix.shared_memory import MAX_RECORD_BYTES, Answer, Hello, memory_socket

@@ -11,7 +11,7 @@ from serving import serve, tiny_mixer
 from training import ALONE, NUM_CLASSES, SIDE, make_batch
 
 from mixer_server.app import MixerServer
-from mixer_server.request_config import RequestConfig
+from mixer_server.front.request_config import RequestConfig
 from samix.client.config import Exchange
 from samix.errors import ArtefactError, ConfigError, InputError
 from samix.mixer.v1 import mixer_pb2 as pb

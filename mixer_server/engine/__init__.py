@@ -1,0 +1,1 @@
+"""What computes: passes on CPUs and GPUs, and the decoding of pictures."""

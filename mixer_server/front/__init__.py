@@ -1,0 +1,1 @@
+"""What clients meet: gRPC methods and streams, and what bounds their callers."""

@@ -1,0 +1,98 @@
+"""The gRPC side of a mixer server: its methods, and what bounds their callers."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import grpc
+from grpc_reflection.v1alpha import reflection
+
+from mixer_server.front.admission import Admission
+from mixer_server.front.edge import Edge
+from mixer_server.front.in_flight import InFlight
+from mixer_server.front.intake import Intake
+from mixer_server.front.patience import Patience
+from mixer_server.front.readiness import SERVICE, Readiness
+from mixer_server.front.request_config import RequestConfig
+from mixer_server.front.servicer import MixerServicer
+from mixer_server.front.stream_batch import StreamServices
+from mixer_server.front.streaming import Streaming
+from mixer_server.hosting.registry import Registry
+from mixer_server.metrics import MixerMetrics
+from mixer_server.scheduling.batcher import Batcher
+from mixer_server.scheduling.budget import MemoryBudget
+from services.grpc_server import make_server
+
+_METHODS = 6  # Mix, GetMixer and ListMixers; Check and Watch of health; reflection
+_SPARE_THREADS = 8  # that refuse calls while those admitted hold all others
+_REFLECTED = (SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+
+
+class Front:
+    """Speaks gRPC on a server that `open` makes. `drain` and `join` before `close`."""
+
+    def __init__(
+        self,
+        config: RequestConfig,
+        *,
+        registry: Registry,
+        readiness: Readiness,
+        batcher: Batcher,
+        intake: Intake,
+        budget: MemoryBudget,
+        metrics: MixerMetrics,
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._readiness = readiness
+        self._in_flight = InFlight()
+        self._patience = Patience(min(config.max_upload_s, config.stream_idle_s))
+        self._admission = Admission(
+            config, budget=budget, patience=self._patience, retry_after_s=batcher.retry_after_s, metrics=metrics
+        )
+        services = StreamServices(intake=intake, budget=budget, in_flight=self._in_flight, metrics=metrics)
+        self._streaming = Streaming(config, services=services, patience=self._patience, metrics=metrics)
+        self._servicer = MixerServicer(
+            config, registry=registry, readiness=readiness, intake=intake, budget=budget, metrics=metrics
+        )
+        self._opened = ExitStack()
+        self._grace_s = 0.0
+        metrics.requests_in_flight.set_function(lambda: self._in_flight.count)
+
+    def open(self, *, shares_port: bool = False) -> grpc.Server:
+        """Make the server, which listens nowhere yet; `shares_port` as in `make_server`."""
+        # MixStream counts its calls itself; all others are counted by the admission.
+        num_threads = _METHODS * self._config.max_in_flight + self._config.max_streams + _SPARE_THREADS
+        executor = ThreadPoolExecutor(num_threads, "grpc")
+        server = make_server(
+            executor,
+            max_message_mib=self._config.max_message_mib,
+            interceptors=[self._admission],
+            shares_port=shares_port,
+        )
+        self._servicer.attach(server, Edge(self._metrics, self._in_flight), self._streaming.handler())
+        self._readiness.attach(server)
+        reflection.enable_server_reflection(_REFLECTED, server)
+        self._patience.start()
+        for close in (self._patience.close, self._streaming.close, executor.shutdown, lambda: self._stop(server)):
+            self._opened.callback(close)
+        return server
+
+    def drain(self) -> None:
+        """Ask clients to send no more on their streams; what they sent is answered."""
+        self._streaming.drain()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait until nothing is being answered; False if that takes longer than `timeout_s`."""
+        return self._in_flight.join(timeout_s)
+
+    def close(self, grace_s: float) -> None:
+        """End what is left: last answers on their way out, idle streams and health watchers.
+
+        Args:
+            grace_s: how long they may take, in seconds.
+        """
+        self._grace_s = grace_s
+        self._opened.close()
+
+    def _stop(self, server: grpc.Server) -> None:
+        server.stop(self._grace_s).wait()

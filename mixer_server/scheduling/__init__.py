@@ -1,0 +1,1 @@
+"""Which request is computed when: the queue, equal shares, deadlines, memory."""

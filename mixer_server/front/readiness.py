@@ -107,10 +107,10 @@ class Readiness:
 
 
 class _Health(health.HealthServicer):
+    """Knows services that were withdrawn: Watch says SERVICE_UNKNOWN of them and goes on, Check NOT_FOUND."""
+
     _lock: threading.RLock  # pyright: ignore[reportInvalidTypeForm] - the library's own, as is the next
     _send_response_callbacks: dict[str, set[Any]]
-
-    """Knows services that were withdrawn: Watch says SERVICE_UNKNOWN of them and goes on, Check NOT_FOUND."""
 
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
         response = super().Check(request, context)

@@ -8,6 +8,7 @@ _BENCHMARKS = {
     "transport": "the wire against raw sockets, with an engine that costs nothing",
     "server": "how much of a mixer's speed arrives through the server",
     "local": "the engine in this process",
+    "endurance": "what a server must survive: greedy clients, 200 at once, ten minutes of everything, kill -9",
     "peers": "images served per second, beside PyTriton, KServe, Ray Serve and LitServe",
 }
 """What can be measured; `benchmarks.NAME` does it."""

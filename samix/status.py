@@ -5,10 +5,12 @@ for a message over the size limit, and no retry helps that one.
 """
 
 import logging
+from collections.abc import Iterable
+from typing import TypeVar
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -25,6 +27,9 @@ from samix.errors import (
 from samix.mixer.v1 import mixer_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+DetailT = TypeVar("DetailT", bound=Message)
+Violation = pb.FieldViolation | error_details_pb2.BadRequest.FieldViolation
 
 STATUS_OF: dict[type[MixerError], grpc.StatusCode] = {
     BadBatch: grpc.StatusCode.INVALID_ARGUMENT,
@@ -55,8 +60,13 @@ def to_status(error: MixerError) -> grpc.Status:
 def from_rpc_error(error: grpc.RpcError, target: str) -> MixerError:
     """Translate what gRPC raised into our tree; `target` is the address that was asked, for the message."""
     assert isinstance(error, grpc.Call)  # every RpcError of a call is also the call
-    retry_after_s = _retry_after_s(error) if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else None
-    return _to_error(error.code(), error.details() or "no details", retry_after_s, target)
+    code, sentence = error.code(), error.details() or "no details"
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        info = _detail(error, error_details_pb2.RetryInfo)
+        delay_s = None if info is None else max(info.retry_delay.ToNanoseconds() / 1e9, 0.0)
+        return _to_error(code, sentence, target, retry_after_s=delay_s)
+    request = _detail(error, error_details_pb2.BadRequest) if code is grpc.StatusCode.INVALID_ARGUMENT else None
+    return _to_error(code, sentence, target, field=_first_field(request.field_violations if request else ()))
 
 
 def to_refusal(error: MixerError) -> pb.Refusal:
@@ -73,11 +83,16 @@ def from_refusal(refusal: pb.Refusal, target: str) -> MixerError:
     """Translate a refusal back; the other way round than `to_refusal`."""
     retry_after_s = refusal.retry_after_ms / 1000 if refusal.retry_after_ms else None
     code = _CODES.get(refusal.code, grpc.StatusCode.UNKNOWN)
-    return _to_error(code, refusal.message or "no details", retry_after_s, target)
+    field = _first_field(refusal.field_violations)
+    return _to_error(code, refusal.message or "no details", target, retry_after_s=retry_after_s, field=field)
 
 
-def _to_error(code: grpc.StatusCode, sentence: str, retry_after_s: float | None, target: str) -> MixerError:
+def _to_error(
+    code: grpc.StatusCode, sentence: str, target: str, *, retry_after_s: float | None = None, field: str | None = None
+) -> MixerError:
     message = f"mixer at {target}: {sentence} ({code.name})"
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return BadBatch(message, field=field)
     if code is not grpc.StatusCode.RESOURCE_EXHAUSTED:
         return _ERROR_OF.get(code, MixerBroken)(message)
     if retry_after_s is None:
@@ -104,13 +119,18 @@ def _bad_request(field: str, description: str) -> any_pb2.Any:
     return packed
 
 
-def _retry_after_s(call: grpc.Call) -> float | None:
+def _first_field(violations: Iterable[Violation]) -> str | None:
+    return next((violation.field for violation in violations), None)
+
+
+def _detail(call: grpc.Call, kind: type[DetailT]) -> DetailT | None:
+    """Find the first of a status' details that is of this kind."""
     try:
         status = rpc_status.from_call(call)
         for detail in () if status is None else status.details:
-            info = error_details_pb2.RetryInfo()
-            if detail.Unpack(info):
-                return max(info.retry_delay.ToNanoseconds() / 1e9, 0.0)
+            found = kind()
+            if detail.Unpack(found):
+                return found
     except (DecodeError, ValueError):  # details that cannot be read, or belong to another status, tell nothing
         log.warning("unreadable_status_details code=%s", call.code().name)
     return None

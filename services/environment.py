@@ -29,6 +29,9 @@ _SERVICE_LINK = re.compile(
 )
 
 
+_UNDERSCORES = str.maketrans(dict.fromkeys("-. ", "_"))
+
+
 def variable_prefix(program: str) -> str:
     """Name what the variables of `samix PROGRAM` start with."""
     return f"SAMIX_{_as_variable(program)}_"
@@ -58,7 +61,7 @@ def inherited_args(config: type, prefix: str, environ: Environment) -> dict[str,
 
 
 def _as_variable(name: str) -> str:
-    return name.upper().replace("-", "_").replace(".", "_")
+    return name.upper().translate(_UNDERSCORES)
 
 
 def _flags(config: type, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from samix.client.sharing import Sharing
 from samix.client.streams import Streams
 from samix.client.timers import Timers
 from samix.client.unary import Line, Method, start_unary
-from samix.errors import InputError, MixerCancelled
+from samix.errors import BadBatch, InputError, MixerCancelled
 from samix.framing import Framed
 from samix.wire import CLIENT_KEY
 
@@ -73,6 +73,7 @@ class Connection:
         """Send `request`: mixes on a stream where the server has them, all else as a call of its own.
 
         Raises:
+            BadBatch: if the request is over `max_message_bytes`.
             InputError: if the channel was opened before this process was forked.
             MixerCancelled: if the connection is closed.
         """
@@ -81,12 +82,11 @@ class Connection:
         if method == "Mix" and self._sharing is not None:
             request, slot = self._sharing.place(request)
         try:
-            if method == "Mix" and streams is not None:
-                attempt = streams.start(request, timeout_s)
-            else:
-                attempt = start_unary(line, method, request, timeout_s)
-        except ValueError as err:  # gRPC's answer when another thread closes the channel right now
-            raise self._closed_error() from err
+            attempt = self._send(line, streams if method == "Mix" else None, method, request, timeout_s)
+        except BaseException:
+            if slot is not None:
+                slot.release()
+            raise
         if slot is not None:
             attempt.add_done_callback(lambda _: slot.release())
         return attempt
@@ -105,6 +105,19 @@ class Connection:
         if sharing is not None:
             sharing.close()
         self._timers.close()
+
+    def _send(self, line: Line, streams: Streams | None, method: Method, request: Framed, timeout_s: float) -> Attempt:
+        if request.num_bytes > self._config.max_message_bytes:  # chunks are smaller, so gRPC would not notice
+            raise BadBatch(
+                f"the request has {request.num_bytes} bytes, max_message_bytes is {self._config.max_message_bytes}; "
+                "send smaller batches, or raise it here and on the server"
+            )
+        try:
+            if streams is not None:
+                return streams.start(request, timeout_s)
+            return start_unary(line, method, request, timeout_s)
+        except ValueError as err:  # gRPC's answer when another thread closes the channel right now
+            raise self._closed_error() from err
 
     def _open(self) -> tuple[Line, Streams | None]:
         self.check_process()  # before the lock, which the parent may have held at the fork

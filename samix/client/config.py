@@ -1,5 +1,6 @@
 """How a client waits, retries and connects, and what travels."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -165,8 +166,8 @@ class ClientConfig:
 
     def __post_init__(self) -> None:
         for name in ("deadline_s", "max_message_bytes", "keepalive_s"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be positive, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if self.shared_memory_mib < 0:
             raise ConfigError(f"shared_memory_mib must be >= 0, got {self.shared_memory_mib}; 0 leases none")
         if not (self.name.isascii() and (self.name.isprintable() or not self.name) and len(self.name) <= 64):

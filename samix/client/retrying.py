@@ -226,7 +226,7 @@ class RetryingCall:
         assert self._sender is not None
         try:
             self._start_attempt(self._sender)
-        except MixerCancelled as error:  # the connection was closed during the pause
+        except MixerError as error:  # the connection was closed during the pause, for example
             self._settle(error)
 
     def _start_attempt(self, sender: Sender) -> None:

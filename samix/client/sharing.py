@@ -30,6 +30,7 @@ class Sharing:
         self._lock = threading.Lock()
         self._lease: SharedMemoryLease | None = None
         self._ask_again_s = 0.0
+        self._is_closed = False
 
     def place(self, request: Framed[pb.MixRequest]) -> tuple[Framed[pb.MixRequest], Slot | None]:
         """Put the pixels of a request into shared memory.
@@ -51,11 +52,14 @@ class Sharing:
     def close(self) -> None:
         """End the lease."""
         with self._lock:
+            self._is_closed = True
             if self._lease is not None:
                 self._lease.close()
 
     def _open(self) -> SharedMemoryLease | None:
         with self._lock:
+            if self._is_closed:
+                return None
             if self._lease is not None and not self._lease.is_open:
                 self._lease.close()
                 self._lease = None

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import Any
 
@@ -16,8 +15,9 @@ import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from samix.client.attempts import Attempt, Outcome
+from samix.client.attempts import Outcome
 from samix.client.config import StreamPolicy
+from samix.client.stream_attempt import StreamAttempt
 from samix.client.timers import Timers
 from samix.client.unary import SERVICE, Line
 from samix.errors import MixerBroken, MixerCancelled, MixerError, MixerUnavailable
@@ -31,53 +31,7 @@ CHUNK_BYTES = 1 << 20
 """Largest chunk that is sent: with 0.5 to 2 MB a batch is quickest, and any peer takes messages up to 4 MB."""
 
 _HANG_UP_S = 2.0  # how long a stream with nothing left to answer may take to end
-
-
-class StreamAttempt(Attempt):
-    """A mix on its way over a stream."""
-
-    def __init__(self, request: Framed[pb.MixRequest], timeout_s: float) -> None:
-        self.request = request
-        """What is sent."""
-        self.stream: Stream | None = None
-        """Which stream it is on."""
-        self._expires_s = time.monotonic() + timeout_s
-        self._outcome: Future[Outcome] = Future()
-
-    @property
-    def remaining_s(self) -> float:
-        """How long its caller still waits, in seconds."""
-        return max(self._expires_s - time.monotonic(), 0.0)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether it has an outcome."""
-        return self._outcome.done()
-
-    @property
-    def outcome(self) -> Outcome:
-        """What became of it; only once it is done."""
-        return self._outcome.result(0)
-
-    def add_done_callback(self, callback: Callable[[Attempt], object]) -> None:
-        """Call back when there is an outcome."""
-        self._outcome.add_done_callback(lambda _: callback(self))
-
-    def settle(self, outcome: Outcome) -> None:
-        """Set the outcome, unless there is one."""
-        with suppress(InvalidStateError):
-            self._outcome.set_result(outcome)
-
-    def follow(self, other: Attempt) -> None:
-        """Take the outcome of another attempt at the same request."""
-        self.add_done_callback(lambda _: other.cancel())
-        other.add_done_callback(lambda done: self.settle(done.outcome))
-
-    def cancel(self) -> None:
-        """Give up; the server is told to drop the work."""
-        self.settle(MixerCancelled("the caller cancelled"))
-        if self.stream is not None:
-            self.stream.give_up(self)
+_LONGEST_MS = 2**32 - 1  # that the wire can say: 49 days
 
 
 class _Answer:
@@ -168,7 +122,7 @@ class Stream:
         with self._changed:
             if attempt in self._unsent:
                 self._unsent.remove(attempt)
-            else:
+            elif not self._has_ended:
                 self._given_up.append(attempt)
             self._changed.notify_all()
 
@@ -177,9 +131,9 @@ class Stream:
         with self._changed:
             self._is_retired = True
             self._changed.notify_all()
-            is_idle = all(attempt.is_done for attempt in (*self._sent, *self._unsent))
-        if is_idle:
-            self._timers.after(_HANG_UP_S, self._hang_up)
+            if self._is_idle():
+                with suppress(MixerCancelled):  # closed meanwhile
+                    self._timers.after(_HANG_UP_S, self._hang_up)
 
     def close(self, error: MixerError) -> None:
         """End at once; what is under way ends with `error`."""
@@ -194,27 +148,39 @@ class Stream:
 
     def _check_idle(self) -> None:
         with self._changed:
-            is_busy = self._sent or self._unsent
-            idle_s = 0.0 if is_busy else time.monotonic() - self._busy_s
-            if self._has_ended or idle_s >= self._idle_s:
-                self._is_retired = True
-                self._changed.notify_all()
+            idle_s = time.monotonic() - self._busy_s if self._is_idle() else 0.0
+            if self._has_ended:
+                return
+            if idle_s >= self._idle_s:
+                self.retire()
                 return
         with suppress(MixerCancelled):  # closed meanwhile
             self._timers.after(self._idle_s - idle_s, self._check_idle)
 
+    def _is_idle(self) -> bool:
+        return all(attempt.is_done for attempt in (*self._sent, *self._unsent))
+
     def _messages(self) -> Iterator[bytes]:
         """Yield what goes up, until there is nothing more to say."""
-        while True:
-            with self._changed:
-                self._changed.wait_for(self._has_something_to_do)
-                if self._has_ended or (self._has_sent_all() and not self._given_up):
-                    return
-                given_up, attempt = self._next_to_send()
-            if given_up:
-                yield pb.MixStreamRequest(sequence=given_up, cancel=True).SerializeToString()
-            elif attempt is not None:
-                yield from self._batch(*attempt)
+        while (messages := self._next()) is not None:
+            yield from messages
+
+    def _next(self) -> Iterator[bytes] | None:
+        """Wait for what goes up next, at most until the stream ends; None if that is nothing more."""
+        with self._changed:
+            self._changed.wait_for(self._has_something_to_do)
+            if self._has_ended or (self._has_sent_all() and not self._given_up):
+                return None
+            if self._given_up:
+                attempt = self._given_up.popleft()
+                is_waiting = attempt in self._sent  # else its answer was faster
+                return iter([_cancel_message(self._first + self._sent.index(attempt))] if is_waiting else [])
+            attempt = self._unsent.popleft()
+            if attempt.is_done:
+                return iter(())
+            self._sent.append(attempt)
+            self._num_sent += 1
+            return self._batch(self._num_sent, attempt)
 
     def _has_something_to_do(self) -> bool:
         return self._can_send() or bool(self._given_up) or self._has_ended or self._has_sent_all()
@@ -225,32 +191,21 @@ class Stream:
     def _has_sent_all(self) -> bool:
         return self._is_retired and (not self._unsent or self._num_sent >= self._max_batches)
 
-    def _next_to_send(self) -> tuple[int, tuple[int, StreamAttempt] | None]:
-        if self._given_up:
-            attempt = self._given_up.popleft()
-            return (self._first + self._sent.index(attempt) if attempt in self._sent else 0), None
-        if not self._can_send():
-            return 0, None
-        attempt = self._unsent.popleft()
-        if attempt.is_done:
-            return 0, None
-        self._sent.append(attempt)
-        self._num_sent += 1
-        return 0, (self._num_sent, attempt)
-
     def _batch(self, sequence: int, attempt: StreamAttempt) -> Iterator[bytes]:
         request = attempt.request
         message = pb.MixStreamRequest(
             sequence=sequence,
             request=request.message,
             pixel_bytes=len(request.bulk),
-            timeout_ms=max(1, round(1000 * attempt.remaining_s)),
+            timeout_ms=max(1, round(min(1000 * attempt.remaining_s, _LONGEST_MS))),
         )
         for chunk in chunks(request.bulk, self._chunk_bytes):
+            if attempt.is_done and not message.HasField("request"):
+                # Given up, late or refused in the middle: the next batch may begin once this one is over.
+                yield _cancel_message(sequence)
+                return
             yield join(message, chunk)
             message = pb.MixStreamRequest(sequence=sequence)
-            if attempt.is_done:  # given up in the middle: its cancel message ends it
-                return
 
     def _receive(self) -> None:
         """Read answers until the stream ends, however it does."""
@@ -297,7 +252,9 @@ class Stream:
                 self._credits = max(1, terms.credits)
                 self._max_batches = min(self._max_batches, terms.max_batches or self._max_batches)
                 self._chunk_bytes = min(self._chunk_bytes, terms.max_chunk_bytes or self._chunk_bytes)
-            self._is_retired |= message.is_ending or self._num_taken >= self._max_batches
+            if message.is_ending:
+                self._max_batches = self._num_sent  # the others go over the next stream
+            self._is_retired |= self._num_taken >= self._max_batches
             self._changed.notify_all()
 
     def _settle(self, outcome: Outcome) -> None:
@@ -315,8 +272,15 @@ class Stream:
             sent, unsent = list(self._sent), list(self._unsent)
             self._sent.clear()
             self._unsent.clear()
+            self._given_up.clear()
             self._changed.notify_all()
         reason = self._failure or MixerUnavailable(f"mixer at {self._line.target}: the stream ended before the answer")
         for attempt in sent:
             attempt.settle(reason)
-        self._on_end(self, [attempt for attempt in unsent if not attempt.is_done], self._failure)
+        # After a stream that took nothing another one would most likely take nothing either, and so on without a pause.
+        failure = self._failure if self._num_sent else reason
+        self._on_end(self, [attempt for attempt in unsent if not attempt.is_done], failure)
+
+
+def _cancel_message(sequence: int) -> bytes:
+    return pb.MixStreamRequest(sequence=sequence, cancel=True).SerializeToString()

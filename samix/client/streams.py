@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from samix.client.attempts import Attempt
 from samix.client.config import StreamPolicy
-from samix.client.stream import Stream, StreamAttempt
+from samix.client.stream import Stream
+from samix.client.stream_attempt import StreamAttempt
 from samix.client.timers import Timers
 from samix.client.unary import Line, start_unary
 from samix.errors import MixerCancelled, MixerError, MixerTimeout

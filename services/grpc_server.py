@@ -18,8 +18,9 @@ from services.addresses import check_address, format_address
 
 MIB = 1 << 20
 _MAX_CONNECTIONS = 1024
-_READ_AHEAD_BYTES = 256 << 10
-"""Of each call, before its handler asks for the next message; of a message that is asked for all is read."""
+_READ_AHEAD_BYTES = 1 << 20
+"""Of each call, before its handler asks for the next message; of a message that is asked for all is read. With a quarter
+of it a server takes a quarter more processor time for a batch."""
 _MAX_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes, of sockaddr_un without its final zero
 
 

@@ -61,6 +61,12 @@ class MixingConfig:
     so that runs may differ in the last bits; it is therefore not what runs do by themselves."""
     jpeg_quality: int = 90
     """Of encoding `jpeg`, 1 to 100."""
+    encoder_size: int = 0
+    """Longer side of smaller copies that go up for masks, in pixels, while the exact images are blended; 0 sends the
+    images themselves. Of reply `masks` alone."""
+    shared_memory_mib: int = 0
+    """Memory to lease from a server behind a unix:/// endpoint, in MiB, through which exact pixels then travel: `depth`
+    batches should fit. 0 leases none. Of each rank; the server lends it from its --shared-memory-mib."""
     deadline_s: float = 5.0
     """Longest a mix may take, retries included; then the fallback mixes the batch. Seconds."""
     startup_timeout_s: float = 60.0
@@ -79,6 +85,19 @@ class MixingConfig:
             raise ConfigError(
                 f"mixing.reply 'images' with mixing.encoding {self.encoding!r} would train on decoded JPEGs; take "
                 "encoding 'raw'"
+            )
+        if self.encoder_size < 0:
+            raise ConfigError(f"mixing.encoder_size must be at least 0, got {self.encoder_size}; 0 sends whole images")
+        if self.encoder_size and self.reply != "masks":
+            raise ConfigError(
+                f"mixing.encoder_size {self.encoder_size} with mixing.reply {self.reply!r} would train on smaller "
+                "copies; take reply 'masks'"
+            )
+        if self.shared_memory_mib < 0:
+            raise ConfigError(f"mixing.shared_memory_mib must be at least 0, got {self.shared_memory_mib}")
+        if self.shared_memory_mib and "unix:///" not in self.endpoint:
+            raise ConfigError(
+                f"mixing.shared_memory_mib {self.shared_memory_mib} needs a unix:/// endpoint, got {self.endpoint!r}"
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ConfigError(f"mixing.jpeg_quality must lie in 1..100, got {self.jpeg_quality}")
@@ -138,10 +157,10 @@ def open_mixing(
         policy = _policy(config.policy, config.resolved_alpha, classifier)
         yield InProcessMixing(policy, replace(plans, lam_of_draw=policy.lam_of_draw), world.device, metrics)
         return
-    client = ClientConfig(deadline_s=config.deadline_s)
+    client = ClientConfig(deadline_s=config.deadline_s, shared_memory_mib=config.shared_memory_mib)
     with connect(config.endpoint, mixer=config.mixer, config=client, observer=metrics) as remote:
         info = _wait_for_server(config, remote)
-        _check_size(info, image_size)
+        _check_size(info, min(image_size, config.encoder_size or image_size), image_size)
         _check_batch(info, batch_size)
         if world.is_main:
             log.info("mixer", extra={"endpoint": config.endpoint, "mixer": info.name, "version": info.version})
@@ -178,17 +197,18 @@ def _wait_for_server(config: MixingConfig, remote: RemoteMixer) -> pb.MixerInfo:
         raise ConfigError(f"what listens at {config.endpoint} is no mixer server ({error})") from error
 
 
-def _check_size(info: pb.MixerInfo, image_size: int) -> None:
-    if not info.min_side <= image_size <= info.max_side:
+def _check_size(info: pb.MixerInfo, sent_size: int, image_size: int) -> None:
+    setting = "data.image_size" if sent_size == image_size else "mixing.encoder_size"
+    if not info.min_side <= sent_size <= info.max_side:
         raise ConfigError(
-            f"mixer {info.name} takes images of {info.min_side} to {info.max_side} pixels, data.image_size is "
-            f"{image_size}; change it or choose another mixer"
+            f"mixer {info.name} takes images of {info.min_side} to {info.max_side} pixels, {setting} is "
+            f"{sent_size}; change it or choose another mixer"
         )
-    tokens = math.ceil(image_size / info.stride) ** 2
+    tokens = math.ceil(sent_size / info.stride) ** 2
     if tokens > info.max_tokens:
         raise ConfigError(
-            f"images of {image_size} pixels make {tokens} tokens, mixer {info.name} takes {info.max_tokens}; make "
-            "data.image_size smaller or choose another mixer"
+            f"images of {sent_size} pixels make {tokens} tokens, mixer {info.name} takes {info.max_tokens}; make "
+            f"{setting} smaller or choose another mixer"
         )
 
 
@@ -212,7 +232,12 @@ def _candidates(config: MixingConfig, info: pb.MixerInfo, rank: int) -> list[Exc
         log.warning("mixer_reads_no_jpeg", extra={"rank": rank, "mixer": info.name, "encoding": "raw"})
         encodings = ("raw",)
     return [
-        Exchange(reply=reply, encoding=encoding, jpeg_quality=config.jpeg_quality)
+        Exchange(
+            reply=reply,
+            encoding=encoding,
+            jpeg_quality=config.jpeg_quality,
+            encoder_size=config.encoder_size or None,
+        )
         for reply, encoding in product(replies, encodings)
         if (reply, encoding) != ("images", "jpeg")  # would train on decoded JPEGs
     ]

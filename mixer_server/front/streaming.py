@@ -22,8 +22,9 @@ from mixer_server.scheduling.budget import Reservation
 from samix.errors import MixerError, MixerOverloaded
 from samix.status import STATUS_OF, to_status
 
-STREAM_BYTES = 2 * CHUNK_BYTES
-"""Memory that an open stream may need beside its batches: a chunk that was read, and one that comes."""
+STREAM_BYTES = 3 * CHUNK_BYTES
+"""Memory that an open stream may need beside its batches: a chunk that was read, one that comes, and what gRPC reads
+ahead."""
 _RETRY_AFTER_S = 0.5
 """When to come again for a stream; one that idles ends within seconds."""
 

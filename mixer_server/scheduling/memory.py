@@ -8,7 +8,7 @@ from samix.errors import ConfigError
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _SHARE = 0.8
 """Of the memory of a machine or container that is taken where nothing else is said."""
-_REQUESTS_SHARE = 0.6
+_REQUESTS_SHARE = 0.5
 """Of what mixers leave; the rest is for passes, for copies while a message is read, and for what malloc keeps free."""
 _LEAST_BYTES = 64 << 20
 """For requests; less would refuse ordinary batches."""

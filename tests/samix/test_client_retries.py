@@ -324,8 +324,8 @@ def test_wait_ready_gives_up(running: tuple[ScriptedServicer, str]) -> None:
         (lambda: HedgePolicy(quantile=1), "hedge.quantile must lie between 0 and 1, got 1"),
         (lambda: HedgePolicy(min_delay_s=-1), "hedge.min_delay_s must be at least 0, got -1"),
         (lambda: HedgePolicy(max_share=0), "got 0; to send nothing twice, hedge=None"),
-        (lambda: ClientConfig(deadline_s=-1), "deadline_s must be positive, got -1"),
-        (lambda: ClientConfig(max_message_bytes=0), "max_message_bytes must be positive, got 0"),
+        (lambda: ClientConfig(deadline_s=-1), "deadline_s must be positive and finite, got -1"),
+        (lambda: ClientConfig(max_message_bytes=0), "max_message_bytes must be positive and finite, got 0"),
     ],
 )
 def test_impossible_settings(make, sentence: str) -> None:

@@ -18,7 +18,7 @@ from samix.client.attempts import Attempt, Outcome
 from samix.client.channel import Connection
 from samix.client.config import ClientConfig, RetryPolicy, StreamPolicy
 from samix.client.remote import connect
-from samix.errors import ConfigError, MixerBroken, MixerCancelled, MixerError, MixerTimeout, MixerUnavailable
+from samix.errors import BadBatch, ConfigError, MixerBroken, MixerCancelled, MixerError, MixerTimeout, MixerUnavailable
 from samix.framing import Framed
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.wire import MixCall, MixReply, encode_request, encode_response
@@ -150,17 +150,20 @@ def test_a_batch_that_is_cancelled_while_it_is_sent() -> None:
     def talk(messages: Messages, context: grpc.ServicerContext) -> Iterator[pb.MixStreamResponse]:
         return answer_all(stall(begun, go_on, messages), context)
 
-    with talking(talk) as (_, target), ThreadPoolExecutor(1) as threads:
-        with stalled(target, go_on, begun) as (connection, given_up):
-            next_one = connection.start("Mix", request_of(SMALL), PATIENCE_S)
-            is_heard = threading.Event()
-            given_up.add_done_callback(lambda _: (is_heard.set(), may_return.wait(PATIENCE_S)))
-            cancelling = threads.submit(given_up.cancel)
-            assert is_heard.wait(PATIENCE_S)
-            go_on.set()
-            answered = outcome_of(next_one)
-            may_return.set()
-            cancelling.result(PATIENCE_S)
+    with (
+        talking(talk) as (_, target),
+        ThreadPoolExecutor(1) as threads,
+        stalled(target, go_on, begun) as (connection, given_up),
+    ):
+        next_one = connection.start("Mix", request_of(SMALL), PATIENCE_S)
+        is_heard = threading.Event()
+        given_up.add_done_callback(lambda _: (is_heard.set(), may_return.wait(PATIENCE_S)))
+        cancelling = threads.submit(given_up.cancel)
+        assert is_heard.wait(PATIENCE_S)
+        go_on.set()
+        answered = outcome_of(next_one)
+        may_return.set()
+        cancelling.result(PATIENCE_S)
 
     assert isinstance(given_up.outcome, MixerCancelled | MixerTimeout)
     assert isinstance(answered, Framed)
@@ -168,9 +171,12 @@ def test_a_batch_that_is_cancelled_while_it_is_sent() -> None:
 
 def test_a_stream_that_ends_at_once() -> None:
     """A server that ends every stream without a word is tried as often as the policy says, not as fast as can be."""
-    with talking(lambda _messages, _context: iter(())) as (servicer, target):
-        with connect(target, config=QUICK) as remote, pytest.raises(MixerUnavailable, match="ended before"):
-            remote.mix(IMAGES, seed=1)
+    with (
+        talking(lambda _messages, _context: iter(())) as (servicer, target),
+        connect(target, config=QUICK) as remote,
+        pytest.raises(MixerUnavailable, match="ended before"),
+    ):
+        remote.mix(IMAGES, seed=1)
 
     assert servicer.num_streams == QUICK.retry.attempts
 
@@ -186,9 +192,12 @@ def test_a_stream_that_is_ending_gets_no_more() -> None:
             yield pb.MixStreamResponse(is_ending=True)
             yield answer(number)
 
-    with talking(end_after_one, answer_all) as (servicer, target), connect(target, config=ONCE) as remote:
-        with ThreadPoolExecutor(4) as threads:
-            mixed = list(threads.map(lambda seed: remote.mix(IMAGES, seed=seed), range(4)))
+    with (
+        talking(end_after_one, answer_all) as (servicer, target),
+        connect(target, config=ONCE) as remote,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        mixed = list(threads.map(lambda seed: remote.mix(IMAGES, seed=seed), range(4)))
 
     assert len(mixed) == 4
     assert taken == [1]
@@ -204,9 +213,12 @@ def test_a_server_that_only_ends_streams() -> None:
         for number, _ in read_batches(messages):
             yield refused(number, grpc.StatusCode.UNAVAILABLE)
 
-    with talking(drain) as (servicer, target):
-        with connect(target, config=QUICK) as remote, pytest.raises(MixerUnavailable):
-            remote.mix(IMAGES, seed=1)
+    with (
+        talking(drain) as (servicer, target),
+        connect(target, config=QUICK) as remote,
+        pytest.raises(MixerUnavailable),
+    ):
+        remote.mix(IMAGES, seed=1)
 
     assert servicer.num_streams == QUICK.retry.attempts
 
@@ -288,9 +300,25 @@ def test_nonsense(says: Callable[[int], pb.MixStreamResponse], sentence: str) ->
 
 def test_an_answer_nobody_asked_for() -> None:
     """A server that answers before it was asked, and without terms, is MixerBroken."""
-    with talking(lambda _messages, _context: iter([answer(1)])) as (_, target):
-        with connect(target, config=QUICK) as remote, pytest.raises(MixerBroken, match="batch 1 was answered"):
-            remote.mix(IMAGES, seed=1)
+    with (
+        talking(lambda _messages, _context: iter([answer(1)])) as (_, target),
+        connect(target, config=QUICK) as remote,
+        pytest.raises(MixerBroken, match="batch 1 was answered"),
+    ):
+        remote.mix(IMAGES, seed=1)
+
+
+def test_a_large_batch_costs_its_neighbours_nothing() -> None:
+    """A batch over the message limit is refused before it is sent, with both numbers, and the stream goes on."""
+    config = ClientConfig(deadline_s=PATIENCE_S, max_message_bytes=10_000)
+
+    with serving(contrast_logits) as (servicer, target), connect(target, config=config) as remote:
+        remote.mix(IMAGES, seed=1)
+        with pytest.raises(BadBatch, match=r"has 2\d{4} bytes, max_message_bytes is 10000; send smaller batches"):
+            remote.mix(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), seed=1)
+        remote.mix(IMAGES, seed=1)
+
+    assert (servicer.num_streams, servicer.num_calls) == (1, 2)
 
 
 def test_many_threads_share_a_client() -> None:
@@ -303,9 +331,12 @@ def test_many_threads_share_a_client() -> None:
         images = torch.full((2, 3, 8, 8), number, dtype=torch.uint8)
         return float(remote.mix(images, seed=number).images.mean())
 
-    with serving(contrast_logits) as (servicer, target), connect(target, config=config) as remote:
-        with ThreadPoolExecutor(8) as threads:
-            means = list(threads.map(mean, numbers))
+    with (
+        serving(contrast_logits) as (servicer, target),
+        connect(target, config=config) as remote,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        means = list(threads.map(mean, numbers))
 
     assert means == pytest.approx([number / 255 for number in numbers])
     assert servicer.num_calls == len(numbers)
@@ -334,11 +365,14 @@ def test_closing_while_many_threads_mix() -> None:
                 outcomes.append(type(error))
                 return
 
-    with serving(contrast_logits) as (servicer, target), connect(target, config=QUICK) as remote:
-        with ThreadPoolExecutor(4) as threads:
-            for _ in range(4):
-                threads.submit(mix_until_closed, partial(remote.mix, IMAGES, seed=1))
-            assert servicer.wait_until(lambda s: s.num_calls >= 20)
-            remote.close()
+    with (
+        serving(contrast_logits) as (servicer, target),
+        connect(target, config=QUICK) as remote,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        for _ in range(4):
+            threads.submit(mix_until_closed, partial(remote.mix, IMAGES, seed=1))
+        assert servicer.wait_until(lambda s: s.num_calls >= 20)
+        remote.close()
 
     assert outcomes == [MixerCancelled] * 4

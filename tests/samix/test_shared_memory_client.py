@@ -20,7 +20,10 @@ from serving import WAIT_S
 
 from mixer_server.front.shared_memory import SharedMemory
 from samix.client.shared_memory import SharedMemoryLease, Slot
+from samix.client.sharing import Sharing
 from samix.errors import InputError, MixerBroken, MixerError, MixerTimeout, MixerUnavailable
+from samix.framing import Framed
+from samix.mixer.v1 import mixer_pb2 as pb
 from samix.shared_memory import MAX_RECORD_BYTES, Answer, Hello, memory_socket
 
 NUM_BYTES = 1000
@@ -79,6 +82,19 @@ def room(lease: SharedMemoryLease, num_bytes: int = NUM_BYTES, timeout_s: float 
     slot = lease.allocate(num_bytes, timeout_s)
     assert slot
     return slot
+
+
+def test_nothing_is_leased_after_closing(memory: SharedMemory, tmp_path: Path) -> None:
+    """A mix that races with the closing of its connection takes no lease that nobody would end."""
+    sharing = Sharing(str(tmp_path / "mixer.sock"), SIZE)
+    request = Framed(pb.MixRequest(pixel_format=pb.PIXEL_FORMAT_UINT8), memoryview(bytes(NUM_BYTES)))
+    sharing.close()
+
+    placed, slot = sharing.place(request)
+
+    assert slot is None
+    assert placed is request
+    assert memory.num_leases == 0
 
 
 def test_pixels(memory: SharedMemory, lease: SharedMemoryLease) -> None:

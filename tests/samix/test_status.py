@@ -10,7 +10,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from samix.errors import BadBatch, MixerBroken, MixerError, MixerNotFound, MixerOverloaded
-from samix.status import STATUS_OF, from_rpc_error, to_status
+from samix.status import STATUS_OF, from_refusal, from_rpc_error, to_refusal, to_status
 
 
 def subclasses(kind: type) -> set[type]:
@@ -82,6 +82,21 @@ def test_retry_info_survives(failing_and_channel: tuple[Failing, grpc.Channel], 
 
     assert isinstance(error, MixerOverloaded)
     assert error.retry_after_s == delay_s
+
+
+@pytest.mark.parametrize("field", [None, "lam"])
+def test_the_wrong_field_is_named(failing_and_channel: tuple[Failing, grpc.Channel], field: str | None) -> None:
+    """Which field of a request was wrong arrives by a status and by the refusal of a batch alike."""
+    failing, channel = failing_and_channel
+    error = BadBatch("lam must lie in [0, 1], got 2", field=field)
+    failing.status = to_status(error)
+
+    by_status, by_refusal = meet(channel), from_refusal(to_refusal(error), "here:1")
+
+    assert isinstance(by_status, BadBatch)
+    assert isinstance(by_refusal, BadBatch)
+    assert (by_status.field, by_refusal.field) == (field, field)
+    assert str(by_status) == str(by_refusal)
 
 
 def packed(seconds: int) -> any_pb2.Any:

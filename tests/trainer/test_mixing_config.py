@@ -2,12 +2,13 @@
 
 import socket
 from concurrent import futures
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import grpc
 import pytest
-from serving import serve, tiny_mixer
+from serving import sample, serve, tiny_mixer
 from training import ALONE, NUM_CLASSES, SIDE, make_batch
 
 from mixer_server.app import MixerServer
@@ -17,6 +18,7 @@ from samix.errors import ArtefactError, ConfigError, InputError
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.policies import PolicyName
 from samix.mixing.presets import TINY_RESNET
+from samix.shared_memory import is_supported
 from trainer.metrics import TrainerMetrics
 from trainer.mixing import MixingConfig, _candidates, open_mixing
 from trainer.model import ModelConfig, build_classifier
@@ -61,6 +63,10 @@ def sentence_of(config: MixingConfig, image_size: int = SIDE, error: type[Except
         ({"reply": "images", "encoding": "jpeg"}, "mixing.reply 'images' with mixing.encoding 'jpeg' would train"),
         ({"reply": "images", "encoding": "auto"}, "mixing.encoding 'auto' would train on decoded JPEGs"),
         ({"jpeg_quality": 0}, r"mixing.jpeg_quality must lie in 1\.\.100, got 0"),
+        ({"encoder_size": -1}, "mixing.encoder_size must be at least 0, got -1; 0 sends whole images"),
+        ({"encoder_size": 32, "reply": "auto"}, "mixing.encoder_size 32 with mixing.reply 'auto' would train on"),
+        ({"shared_memory_mib": -1}, "mixing.shared_memory_mib must be at least 0, got -1"),
+        ({"shared_memory_mib": 8}, "mixing.shared_memory_mib 8 needs a unix:/// endpoint, got 'localhost:8001'"),
         ({"policy": "local"}, "mixing.policy 'local' needs --mixing.artefact FILE.safetensors"),
     ],
 )
@@ -107,6 +113,36 @@ def test_remote_policy_with_jpegs(server: MixerServer):
     raw_bytes = images.images.numel()
     assert 64 < metrics.value("mixer_client_sent_bytes_total") != raw_bytes
     assert metrics.value("mixer_client_fallback_total") == 0
+
+
+def test_smaller_copies_for_the_mixer(server: MixerServer):
+    """With an encoder size a quarter of the bytes goes up, and a size the mixer does not take is refused by name."""
+    metrics = TrainerMetrics(0)
+    classifier = build_classifier(ModelConfig(backbone=TINY_RESNET), NUM_CLASSES, seed=0)
+    config = MixingConfig(endpoint=server.addresses["grpc"], encoder_size=SIDE // 2)
+    batch = make_batch(64)
+    with open_mixing(
+        config, seed=0, image_size=SIDE, batch_size=64, world=ALONE, metrics=metrics, classifier=classifier
+    ) as mixing:
+        (item,) = mixing.epoch(0, [batch])
+
+    assert item.mixed.images.shape == batch.images.shape
+    assert metrics.value("mixer_client_sent_bytes_total") < batch.images.numel() / 2
+    assert metrics.value("mixer_client_fallback_total") == 0
+    assert "mixing.encoder_size is 4" in sentence_of(replace(config, encoder_size=4))
+
+
+def test_pixels_through_shared_memory(tmp_path: Path):
+    """With shared memory of the server at a unix socket the pixels of a rank do not travel."""
+    if not is_supported():
+        pytest.skip("this machine shares no memory")
+    socket_path = tmp_path / "socket"
+    with serve(tiny_mixer(), unix_socket=socket_path, shared_memory_mib=8) as server:
+        config = MixingConfig(endpoint=f"unix://{socket_path}", shared_memory_mib=4)
+        assert open_and_mix(config) is RemoteMixing
+        num_received = sample(server, "mixer_received_bytes_total", method="MixStream")
+
+    assert 0 < num_received < make_batch().images.numel() / 4
 
 
 def test_no_server():

@@ -3,6 +3,7 @@
 Blocking sockets, preallocated buffers, nothing parsed, nothing checked; `python -m benchmarks.raw_sockets` serves.
 """
 
+import os
 import socket
 import struct
 import sys
@@ -34,7 +35,7 @@ def raw_server(folder: Path, core: int | None) -> Iterator[dict[str, str]]:
 
 def measure_raw(target: str, up: int, down: int, seconds: float) -> float:
     """Exchange `up` for `down` bytes over and over; answers the seconds that one exchange takes."""
-    sent, received = memoryview(bytes(up)), memoryview(bytearray(down))
+    sent, received = memoryview(os.urandom(up)), memoryview(bytearray(down))
     with _connect(target) as connection:
         connection.sendall(_SIZES.pack(up, down))
         _exchange(connection, sent, received)
@@ -87,7 +88,7 @@ def _answer(connection: socket.socket) -> None:
         if not _receive(connection, sizes):
             return
         up, down = _SIZES.unpack(sizes)
-        received, sent = memoryview(bytearray(up)), memoryview(bytes(down))
+        received, sent = memoryview(bytearray(up)), memoryview(os.urandom(down))
         while _receive(connection, received):
             connection.sendall(sent)
 

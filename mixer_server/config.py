@@ -86,6 +86,8 @@ class ServerConfig:
                 raise ConfigError(f"{name.replace('_', '-')} must lie in 0..65535, got {getattr(self, name)}")
         if not 1 <= self.workers <= MAX_WORKERS:
             raise ConfigError(f"workers must lie in 1..{MAX_WORKERS}, got {self.workers}")
+        if self.memory_mib < 0:
+            raise ConfigError(f"memory-mib must be >= 0, got {self.memory_mib}; 0 takes most of what there is")
         if self.num_threads < 0:
             raise ConfigError(f"num-threads must be >= 0, got {self.num_threads}; 0 takes one for each core")
         check_seconds("exit-timeout-s", self.exit_timeout_s)

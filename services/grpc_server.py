@@ -19,8 +19,8 @@ from services.addresses import check_address, format_address
 MIB = 1 << 20
 _MAX_CONNECTIONS = 1024
 _READ_AHEAD_BYTES = 1 << 20
-"""Of each call, before its handler asks for the next message; of a message that is asked for all is read. With a quarter
-of it a server takes a quarter more processor time for a batch."""
+"""Of each call, before its handler asks for the next message; of a message that is asked for all is read. With a
+quarter of it a server takes a quarter more processor time for a batch."""
 _MAX_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes, of sockaddr_un without its final zero
 
 
@@ -105,9 +105,16 @@ def _remove_stale(path: Path) -> None:
     if not stat.S_ISSOCK(path.stat().st_mode):
         raise ConfigError(f"unix socket {path}: a file of that name is there; choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
+        caller.setblocking(False)  # a living server with a full queue must not hold us up
         try:
             caller.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
             return
+        except BlockingIOError:
+            pass
+        except OSError as error:  # a socket of another kind, or of another user
+            raise ConfigError(
+                f"unix socket {path}: what is there is not ours ({error}); choose another path"
+            ) from error
     raise ConfigError(f"unix socket {path}: another server listens there; stop it, or choose another path")

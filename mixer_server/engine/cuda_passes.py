@@ -115,10 +115,12 @@ class CudaPasses:
 
     def warm(self, mixer: FrozenMixer, side: int) -> None:
         """Compile and record passes of square images of that side, as far as that is wanted."""
-        with self._launching, _noticing_loss():
-            if self._compiles:
+        with _noticing_loss():
+            if self._compiles:  # without the lock: it takes half a minute, in which other mixers go on
                 compile_encoder(mixer, side, self._precision)
-            self._graphs.record(mixer, side, self._compute)
+                torch.cuda.synchronize(self._device)  # what it made of the weights, it made on another stream
+            with self._launching:
+                self._graphs.record(mixer, side, self._compute)
 
     @torch.inference_mode()
     def launch(self, mixer: FrozenMixer, calls: Sequence[MixCall]) -> Underway:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
+from mixer_server.front.edge import until_sent
 from mixer_server.front.patience import Patience
 from mixer_server.front.request_config import RequestConfig
 from mixer_server.metrics import UNKNOWN, MixerMetrics
@@ -76,7 +77,10 @@ class Admission(grpc.ServerInterceptor):
                 data = self._receive(method, messages, context)
                 if method in _LARGE:
                     room.resize(len(data))
-                return behaviour(self._parse(method, data, deserialize, context), context, *send)
+                response = behaviour(self._parse(method, data, deserialize, context), context, *send)
+                if method in _LARGE:
+                    self._hurry_reader(context)
+                return response
 
         return answer
 
@@ -108,6 +112,18 @@ class Admission(grpc.ServerInterceptor):
         finally:
             self._patience.met(context)
 
+    def _hurry_reader(self, context: grpc.ServicerContext) -> None:
+        """Cut the call off if its answer is not taken: gRPC would keep it for ever."""
+        key = (context, "answer")
+
+        def end() -> None:
+            self._patience.met(key)
+
+        if context.add_callback(end):
+            self._patience.expect(key, self._config.max_upload_s, partial(self._cut_off, context, "answer_not_taken"))
+            if not context.is_active():  # it ended before that was expected
+                end()
+
     def _parse(
         self, method: str, data: bytes, deserialize: Callable[[bytes], Any] | None, context: grpc.ServicerContext
     ) -> Any:
@@ -133,13 +149,16 @@ class Admission(grpc.ServerInterceptor):
             with self._lock:
                 self._calls[method] -= 1
 
-    def _room(self, method: str, context: grpc.ServicerContext) -> Reservation:
+    @contextlib.contextmanager
+    def _room(self, method: str, context: grpc.ServicerContext) -> Iterator[Reservation]:
         """Hold memory for the largest message that may come: gRPC does not say how large it is before it is there."""
         num_bytes = self._config.max_message_mib << 20 if method in _LARGE else 0
         try:
-            return self._budget.reserve(num_bytes)
+            room = self._budget.reserve(num_bytes)
         except MixerError as error:
             self._refuse(method, context, error)
+        with until_sent(room, context):
+            yield room
 
     def _receive(self, method: str, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         self._patience.expect(context, self._config.max_upload_s, partial(self._cut_off, context))
@@ -156,8 +175,8 @@ class Admission(grpc.ServerInterceptor):
         context.abort_with_status(to_status(error))
         raise AssertionError("abort_with_status always raises")
 
-    def _cut_off(self, context: grpc.ServicerContext) -> None:
-        log.warning("upload_too_slow", extra={"peer": context.peer(), "limit_s": self._config.max_upload_s})
+    def _cut_off(self, context: grpc.ServicerContext, event: str = "upload_too_slow") -> None:
+        log.warning(event, extra={"peer": context.peer(), "limit_s": self._config.max_upload_s})
         context.cancel()
 
 

@@ -6,7 +6,8 @@ true size is known, and ten megabytes are parsed on a thread of the pool, not on
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from mixer_server.front.in_flight import InFlight
 from mixer_server.front.intake import Caller
 from mixer_server.metrics import UNKNOWN, MixerMetrics
+from mixer_server.scheduling.budget import Reservation
 from samix.errors import BadBatch, MixerBroken, MixerError
 from samix.framing import Framed, head_bytes, split
 from samix.mixing.frozen import FrozenMixer
@@ -104,6 +106,16 @@ def parse(message: type[MessageT], data: bytes) -> Framed[MessageT]:
         return split(message, data)
     except DecodeError as error:
         raise BadBatch(f"the request is no {message.DESCRIPTOR.full_name}; regenerate the client's code") from error
+
+
+@contextmanager
+def until_sent(reservation: Reservation, context: grpc.ServicerContext) -> Iterator[Reservation]:
+    """Hold memory during the block, and then until the call is over: gRPC keeps an answer until its peer reads it."""
+    try:
+        yield reservation
+    finally:
+        if not context.add_callback(reservation.release):  # it is over
+            reservation.release()
 
 
 def caller_of(context: grpc.ServicerContext) -> Caller:

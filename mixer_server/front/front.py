@@ -1,7 +1,7 @@
 """The gRPC side of a mixer server: its methods, and what bounds their callers."""
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import grpc
 from grpc_reflection.v1alpha import reflection
@@ -16,6 +16,7 @@ from mixer_server.front.request_config import RequestConfig
 from mixer_server.front.servicer import MixerServicer
 from mixer_server.front.stream_batch import StreamServices
 from mixer_server.front.streaming import Streaming
+from mixer_server.front.telling import Teller
 from mixer_server.hosting.registry import Registry
 from mixer_server.metrics import MixerMetrics
 from mixer_server.scheduling.batcher import Batcher
@@ -54,6 +55,7 @@ class Front:
         self._servicer = MixerServicer(
             config, registry=registry, readiness=readiness, intake=intake, budget=budget, metrics=metrics
         )
+        self._teller = Teller(self._patience)
         self._opened = ExitStack()
         self._grace_s = 0.0
         metrics.requests_in_flight.set_function(lambda: self._in_flight.count)
@@ -70,10 +72,11 @@ class Front:
             shares_port=shares_port,
         )
         self._servicer.attach(server, Edge(self._metrics, self._in_flight), self._streaming.handler())
-        self._readiness.attach(server)
+        self._readiness.attach(server, self._teller)
         reflection.enable_server_reflection(_REFLECTED, server)
         self._patience.start()
-        for close in (self._patience.close, self._streaming.close, executor.shutdown, lambda: self._stop(server)):
+        owned = (self._patience.close, self._streaming.close, self._teller.close, executor.shutdown)
+        for close in (*owned, lambda: self._stop(server)):
             self._opened.callback(close)
         return server
 
@@ -95,4 +98,6 @@ class Front:
         self._opened.close()
 
     def _stop(self, server: grpc.Server) -> None:
+        with suppress(ValueError):  # it was started
+            server.start()  # gRPC lets go of the addresses of a server only if it runs
         server.stop(self._grace_s).wait()

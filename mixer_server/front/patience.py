@@ -17,7 +17,7 @@ class Patience:
     def __init__(self, shortest_s: float) -> None:
         self._check_s = min(_CHECK_S, shortest_s / 8)
         self._lock = threading.Lock()
-        self._awaited: dict[object, tuple[float, Callable[[], None]]] = {}
+        self._awaited: dict[object, tuple[float, Callable[[], object]]] = {}
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="patience", daemon=True)
 
@@ -30,7 +30,7 @@ class Patience:
         self._is_closed.set()
         self._thread.join()
 
-    def expect(self, key: object, seconds: float, overdue: Callable[[], None]) -> None:
+    def expect(self, key: object, seconds: float, overdue: Callable[[], object]) -> None:
         """Call `overdue`, which must be quick, unless `met` is called for the same key within `seconds`."""
         deadline = (time.monotonic() + seconds, overdue)
         with self._lock:

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from mixer_server.front.telling import Teller
 from mixer_server.scheduling.batcher import SHUTTING_DOWN
 from samix.errors import MixerUnavailable
 
@@ -31,8 +32,9 @@ class Readiness:
         self._is_draining = False
         self._health = _Health()
 
-    def attach(self, server: grpc.Server) -> None:
+    def attach(self, server: grpc.Server, teller: Teller) -> None:
         """Answer `grpc.health.v1` on this server: for "", the service, and model/NAME of each mixer."""
+        self._health.teller = teller
         for name in ("", SERVICE):
             self._health.set(name, _NOT_SERVING)  # HealthServicer starts with "" serving
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -111,6 +113,8 @@ class _Health(health.HealthServicer):
 
     _lock: threading.RLock  # pyright: ignore[reportInvalidTypeForm] - the library's own, as is the next
     _send_response_callbacks: dict[str, set[Any]]
+    teller: Teller
+    """What watchers are told with; set before the first of them comes."""
 
     def Check(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802 - gRPC's name
         response = super().Check(request, context)
@@ -120,8 +124,9 @@ class _Health(health.HealthServicer):
 
     def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:  # noqa: N802
         """Watch, and then forget: the library keeps the name of every service that was ever asked for."""
-        watcher = super().Watch(request, context, send_response_callback)
-        forget = partial(self._forget, request.service, send_response_callback)
+        tell = self.teller.defer(send_response_callback, context)
+        watcher = super().Watch(request, context, tell)
+        forget = partial(self._forget, request.service, tell)
         if not context.add_callback(forget):  # the call ended meanwhile; the library's own callback was refused, too
             forget()
         return watcher

@@ -18,8 +18,8 @@ class RequestConfig:
     """Largest message that is read, and most pixels of one request, in MiB: 256 images of 224 pixels are 37. gRPC reads
     2047 at most."""
     max_upload_s: float = 30.0
-    """Longest a call may take to send its message, or a stream one batch or to take one chunk, in seconds; it is
-    cancelled then."""
+    """Longest a call may take to send its message or to take its answer, or a stream to send one batch or to take one
+    chunk, in seconds; it is cancelled then."""
     max_wait_s: float = 60.0
     """Longest a request waits for its answer, in seconds, whatever deadline its caller has set."""
     max_in_flight: int = 64

@@ -5,7 +5,7 @@ import math
 import grpc
 
 from mixer_server.front.description import describe
-from mixer_server.front.edge import Call, Edge, caller_of, parse
+from mixer_server.front.edge import Call, Edge, caller_of, parse, until_sent
 from mixer_server.front.intake import Intake
 from mixer_server.front.readiness import SERVICE, Readiness
 from mixer_server.front.request_config import RequestConfig
@@ -49,7 +49,8 @@ class MixerServicer:
         """Mix one batch."""
         framed = parse(pb.MixRequest, data)
         footprint = self._intake.footprint_bytes(framed.message, len(framed.bulk))
-        with self._budget.reserve(footprint - len(framed.bulk)):  # the message itself is counted as it comes
+        room = self._budget.reserve(footprint - len(framed.bulk))  # the message itself is counted as it comes
+        with until_sent(room, call.context):
             job = self._intake.make_job(
                 framed, caller_of(call.context), patience_s=_patience_s(call), note_mixer=call.is_about
             )

@@ -80,11 +80,11 @@ class Stream:
             max_batches=self._config.max_stream_batches,
             max_chunk_bytes=CHUNK_BYTES,
         )
-        yield pb.MixStreamResponse(terms=terms).SerializeToString()
+        yield from self._send(pb.MixStreamResponse(terms=terms).SerializeToString())
         while self._wait_for_news():
             if self._says_end:
                 self._says_end = False
-                yield pb.MixStreamResponse(is_ending=True).SerializeToString()
+                yield from self._send(pb.MixStreamResponse(is_ending=True).SerializeToString())
                 continue
             with self._changed:
                 if not self._answers:  # abandoned
@@ -198,11 +198,14 @@ class Stream:
         if batch.sequence == 1:
             self._metrics.stream_first_batch.observe(time.perf_counter() - self._opened_s)
         for data in _messages(batch.sequence, outcome):
-            self._patience.expect((self, "send"), self._config.max_upload_s, self._cut_off)
-            yield data
-            self._patience.met((self, "send"))
-            self._sent_bytes.inc(len(data))
+            yield from self._send(data)
         batch.close()
+
+    def _send(self, data: bytes) -> Iterator[bytes]:
+        self._patience.expect((self, "send"), self._config.max_upload_s, self._cut_off)
+        yield data
+        self._patience.met((self, "send"))
+        self._sent_bytes.inc(len(data))
 
     def _await_batch(self) -> None:
         self._patience.expect((self, "batch"), self._config.stream_idle_s, self._idle)

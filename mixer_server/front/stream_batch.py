@@ -1,6 +1,7 @@
 """One batch of a stream, from its first chunk to its answer."""
 
 import logging
+import threading
 import time
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ class StreamBatch:
         self._reservation: Reservation | None = None
         self._error: MixerError | None = None
         self._job: Job | None = None
-        self._is_open = True
+        self._closing = threading.Lock()  # taken once and kept
 
     @classmethod
     def begin(cls, message: pb.MixStreamRequest, caller: Caller, services: StreamServices) -> "StreamBatch":
@@ -83,14 +84,15 @@ class StreamBatch:
         Raises:
             BadBatch: if they are more than was said, or than a chunk may have.
         """
-        end = self._filled + len(chunk)
+        start = self._filled  # read once: the end of the call sets it, on another thread
+        end = start + len(chunk)
         if len(chunk) > CHUNK_BYTES or end > self._num_bytes:
             raise BadBatch(
-                f"a chunk of {len(chunk)} bytes came, {self._num_bytes - self._filled} of batch {self.sequence} were "
+                f"a chunk of {len(chunk)} bytes came, {self._num_bytes - start} of batch {self.sequence} were "
                 f"missing, and a chunk may have {CHUNK_BYTES}"
             )
         if self._error is None:
-            self._keep(chunk, end)
+            self._keep(chunk, start)
         self._filled = end
 
     def submit(self) -> None:
@@ -128,9 +130,8 @@ class StreamBatch:
 
     def close(self) -> None:
         """Give its memory back."""
-        if not self._is_open:
+        if not self._closing.acquire(blocking=False):  # by whom: reader, writer and the end of the call all close it
             return
-        self._is_open = False
         self._job = None  # its pixels must be gone when their memory counts as free
         if self._reservation is not None:
             self._reservation.release()
@@ -145,13 +146,13 @@ class StreamBatch:
         except MixerError as error:
             return _without_frames(error)
 
-    def _keep(self, chunk: memoryview, end: int) -> None:
+    def _keep(self, chunk: memoryview, start: int) -> None:
         if len(chunk) == self._num_bytes:
             self._pixels = chunk
             return
         if self._pixels is None:
             self._pixels = as_bytes(empty_buffer(self._num_bytes))
-        self._pixels[self._filled : end] = chunk
+        self._pixels[start : start + len(chunk)] = chunk
 
     def _remaining_s(self) -> float:
         return max(self._timeout_s - (time.perf_counter() - self._began_s), 0.0)

@@ -15,7 +15,7 @@ _LEAST_BYTES = 64 << 20
 
 
 def request_bytes(memory_mib: int) -> int:
-    """Say how much memory requests may hold: most of the planned memory less what the process has now.
+    """Say how much memory requests may hold: half of the planned memory less what the process has now.
 
     Args:
         memory_mib: resident memory planned for the process, in MiB; 0 takes most of the machine's or container's.

@@ -17,7 +17,8 @@ class Pace:
         self._work = 0
 
     def begin(self, group: list[Job], now_s: float) -> None:
-        """Note that a pass begins."""
+        """Note that a pass begins; while another is under way, that one has taken until now."""
+        self.end(now_s)
         self._began_s = now_s
         self._work = sum(job.work for job in group)
 

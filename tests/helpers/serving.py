@@ -1,7 +1,8 @@
 """A real server on free ports, requests for it, and a gate that holds its passes."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,14 @@ def request(**changes: Any) -> pb.MixRequest:
 
 def sample(server: MixerServer, name: str, **labels: str) -> float:
     return server.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Ask again and again; for what nobody tells."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < deadline_s, "it did not come to that"
+        threading.Event().wait(0.01)
 
 
 class Gate:

@@ -115,6 +115,19 @@ def test_pace_is_that_of_recent_passes(clock: Clock):
     assert batcher.retry_after_s() == pytest.approx(4 * 4 * 0.1, rel=0.05)
 
 
+def test_pace_is_known_though_a_pass_is_always_under_way(clock: Clock):
+    """Where the next pass is launched before the last one has ended, the hint follows the pace of the launches."""
+    batcher = Batcher(CONFIG, clock)
+    for _ in range(20):
+        batcher.submit(make_job(8))
+        assert batcher.decide()
+        clock.now_s += 0.8
+
+    batcher.submit(make_job(8))
+
+    assert batcher.retry_after_s() == pytest.approx(8 * 0.1)
+
+
 def test_hints_are_bounded(clock: Clock):
     """A hint is no shorter than 50 ms and no longer than 5 s, whatever the pace."""
     batcher = Batcher(CONFIG, clock)

@@ -129,6 +129,7 @@ def test_port_in_use(artefact: Path, capsys: pytest.CaptureFixture[str], flag: s
         (["--mixers", __file__], "is not a whole safetensors file"),
         (["--mixers", "."], "there is no mixer (*.safetensors) in folder ."),
         (["--mixers"], "name at least one mixer: --mixers FILE_OR_FOLDER..."),
+        (["--mixers", "x", "--memory-mib", "-5"], "memory-mib must be >= 0, got -5"),
         (["--mixers", "x", "--grpc-port", "70000"], "grpc-port must lie in 0..65535, got 70000"),
         (["--mixers", "x", "--requests.max-images", "9999"], "(9999) must not exceed batching.max-queue-images (4096)"),
         (["--mixers", "x", "--requests.max-in-flight", "0"], "requests.max-in-flight must be positive, got 0"),
@@ -191,6 +192,33 @@ def test_unix_socket_of_a_living_server(artefact: Path, tmp_path: Path, capsys: 
     assert "another server listens there" in sentence
     assert "a file of that name is there" in refusal(capsys, "--mixers", str(artefact), "--unix-socket", str(plain))
     assert plain.read_text() == "keep me"
+
+
+def test_socket_of_another_kind(tmp_path: Path):
+    """A socket that is none of gRPC's, such as that of leases, is refused in one sentence."""
+    path = tmp_path / "mixer.sock.memory"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as other:
+        other.bind(str(path))
+        other.listen()
+
+        with pytest.raises(ConfigError, match="what is there is not ours"), serve(tiny_mixer(), unix_socket=path):
+            pass
+
+
+def test_failed_start_leaves_nothing_open(tmp_path: Path):
+    """A server that cannot listen everywhere listens nowhere."""
+    admin, unix = tmp_path / "admin.sock", tmp_path / "mixer.sock"
+    admin.write_text("in the way")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = ServerConfig(mixers=(), grpc_port=port, http_port=0, metrics_port=0, unix_socket=unix, admin_socket=admin)
+    server = MixerServer(config, Registry([tiny_mixer()]), on_drain=lambda: None)
+
+    with pytest.raises(ConfigError, match="a file of that name is there"):
+        server.start()
+
+    assert not unix.exists()
+    socket.create_server(("127.0.0.1", port)).close()
 
 
 def test_unix_socket_of_a_dead_server(tmp_path: Path):

@@ -13,7 +13,7 @@ from framing import parts, whole
 from grpc_health.v1 import health_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import WAIT_S, Gate, ask, connect, health_of, random_call, sample, serve
+from serving import WAIT_S, Gate, ask, connect, health_of, random_call, sample, serve, wait_until
 
 from mixer_server.app import MixerServer
 from mixer_server.front.request_config import RequestConfig
@@ -213,6 +213,7 @@ def test_given_up_batches_are_dropped(gated: Gated):
         talk.say(sequence=2, cancel=True)
         talk.send(3, random_call())
         talk.send(4, replace(random_call(), mixer="ghost"))
+        wait_until(lambda: server.front._in_flight.count == 4)  # so it has read what came before
         gate.open()
         answers = [talk.answer() for _ in range(4)]
         computed = sample(server, "mixer_images_total", model="tiny", version=mixer.version, mode="mask_logits")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.constant import ConstantPasses
-from benchmarks.machine import on_core
+from benchmarks.machine import bind_child
 from benchmarks.peer_servers.mix_batch import MODEL
 from benchmarks.serving import Served
 from mixer_server.app import MixerServer
@@ -48,7 +48,8 @@ def constant_server(folder: Path, core: int | None, log: Path) -> Iterator[Serve
         ChildFailed: if it does not get ready.
     """
     socket = folder / "mixer.sock"
-    with on_core(core), start_child(_MODULE, ["--unix-socket", str(socket)], log) as server:
+    with start_child(_MODULE, ["--unix-socket", str(socket)], log) as server:
+        bind_child(server.process_id, core)
         line = server.wait_for_line("ready ", _READY_S)
         addresses = dict(part.split("=", 1) for part in line.split()[1:])
         targets = {"tcp": addresses["grpc"], "unix": f"unix://{socket}"}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.machine import on_core
+from benchmarks.machine import bind_child
 from samix.mixing.artefact import save_artefact
 from samix.mixing.frozen import FrozenMixer
 from trainer.children import Child, start_child
@@ -104,8 +104,8 @@ def running_server(artefact: Path, core: int | None, log: Path, flags: Flags | N
     settings = {"mixers": artefact, "device": "cpu", "num-threads": 1, **ports, **(flags or {})}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     with ExitStack() as opened:
-        with on_core(core):  # a child stays on the core it was started on
-            child = opened.enter_context(start_child("samix", ["serve", *words], log))
+        child = opened.enter_context(start_child("samix", ["serve", *words], log))
+        bind_child(child.process_id, core)
         line = child.wait_for_line("ready ", _READY_S)
         yield Running(child=child, addresses=dict(part.split("=", 1) for part in line.split()[1:]))
 

@@ -46,6 +46,16 @@ def on_core(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def bind_child(process_id: int, core: int | None) -> None:
+    """Bind a process that was just started, and all the threads it will make, to one core; None binds nothing.
+
+    For parents that use gRPC: it makes threads anew at every fork, and with `on_core` around that fork the parent's own
+    would stay on the child's core.
+    """
+    if core is not None:
+        os.sched_setaffinity(process_id, {core})
+
+
 def process_cpu_s(process_id: int) -> float:
     """Read the processor time of another process, which Python offers for its own and for ended ones only.
 

@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.machine import on_core
+from benchmarks.machine import bind_child
 from services.malloc import tune_malloc
 from trainer.children import start_child
 
@@ -26,9 +26,8 @@ _TIMEOUT_S = 30.0
 def raw_server(folder: Path, core: int | None) -> Iterator[dict[str, str]]:
     """Run the server in a process of its own; yields where it listens, by `tcp` and `unix`."""
     path = folder / "raw.sock"
-    with ExitStack() as running:
-        with on_core(core):  # a child stays on the core it was started on
-            server = running.enter_context(start_child("benchmarks.raw_sockets", [str(path)], folder / "raw.log"))
+    with start_child("benchmarks.raw_sockets", [str(path)], folder / "raw.log") as server:
+        bind_child(server.process_id, core)
         port = server.wait_for_line("ready ", _READY_S).split()[1]
         yield {"tcp": f"127.0.0.1:{port}", "unix": str(path)}
 

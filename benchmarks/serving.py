@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.machine import on_core
+from benchmarks.machine import bind_child
 from samix.mixing.artefact import save_artefact
 from samix.mixing.frozen import FrozenMixer
 from trainer.children import start_child
@@ -41,8 +41,8 @@ def serving(mixers: Sequence[FrozenMixer], core: int | None, log: Path) -> Itera
         socket = Path(name) / "mixer.sock"
         ports = [part for port in ("grpc", "http", "metrics") for part in (f"--{port}-port", "0")]
         args = ["serve", "--mixers", name, "--device", "cpu", "--num-threads", "1", "--unix-socket", str(socket)]
-        with on_core(core):  # a child stays on the core it was started on
-            server = running.enter_context(start_child("samix", [*args, *ports], log))
+        server = running.enter_context(start_child("samix", [*args, *ports], log))
+        bind_child(server.process_id, core)
         line = server.wait_for_line("ready ", _READY_S)
         addresses = dict(part.split("=", 1) for part in line.split()[1:])
         targets = {"tcp": addresses["grpc"], "unix": f"unix://{socket}"}

@@ -47,17 +47,27 @@ def join(message: Message, bulk: memoryview | bytes = b"") -> bytes:
     return b"".join((head, bulk))
 
 
-def split(message: type[MessageT], data: bytes) -> Framed[MessageT]:
+class HeadTooLarge(ValueError):
+    """A message is large beside its bulk bytes."""
+
+
+def split(message: type[MessageT], data: bytes, max_head_bytes: int | None = None) -> Framed[MessageT]:
     """Read a message and leave its bulk bytes where they are.
 
     Args:
         message: its type.
         data: serialized; the bulk bytes are a view of it.
+        max_head_bytes: most bytes that are parsed, since they take many times their size then; None sets no limit.
 
     Raises:
         google.protobuf.message.DecodeError: if the bytes are no such message.
+        HeadTooLarge: if more than `max_head_bytes` are no bulk bytes.
     """
     start = _bulk_start(data)
+    if max_head_bytes is not None and len(data) > max_head_bytes:
+        head = start[0] if start else head_bytes(data, max_head_bytes)
+        if head > max_head_bytes:
+            raise HeadTooLarge(f"of {len(data)} bytes, more than {max_head_bytes} are not in the bulk field")
     if start is None:
         return _split_any(message, data)
     tag_at, bulk_at = start

@@ -106,12 +106,12 @@ class Engine:
         running = self._passes.launch(group[0].mixer, [job.call for job in group])
         self._launched.append(_Launched(group=group, running=running, started_s=started_s))
         for job in group:
-            self._metrics.stage_duration.labels("queue").observe(started_s - job.arrived_s)
+            self._metrics.stages["queue"].observe(started_s - job.arrived_s)
 
     def _finish(self, group: Sequence[Job]) -> None:
         mixer, oldest = group[0].mixer, self._launched[0]
         outcomes = oldest.running.finish()
-        self._metrics.stage_duration.labels("compute").observe(self._batcher.clock() - oldest.started_s)
+        self._metrics.stages["compute"].observe(self._batcher.clock() - oldest.started_s)
         self._metrics.batches.labels(mixer.name, mixer.version).inc()
         self._metrics.batch_size.observe(sum(job.num_images for job in group))
         for job, outcome in zip(group, outcomes, strict=True):

@@ -19,7 +19,7 @@ from mixer_server.front.intake import Caller
 from mixer_server.metrics import UNKNOWN, MixerMetrics
 from mixer_server.scheduling.budget import Reservation
 from samix.errors import BadBatch, MixerBroken, MixerError
-from samix.framing import Framed, head_bytes, split
+from samix.framing import Framed, HeadTooLarge, split
 from samix.mixing.frozen import FrozenMixer
 from samix.status import STATUS_OF, to_status
 from samix.wire import CLIENT_KEY
@@ -97,13 +97,13 @@ def parse(message: type[MessageT], data: bytes) -> Framed[MessageT]:
     Raises:
         BadBatch: if the bytes are no such message, or more of it than its bulk bytes is large.
     """
-    if len(data) > MAX_HEAD_BYTES and head_bytes(data, MAX_HEAD_BYTES) > MAX_HEAD_BYTES:
+    try:
+        return split(message, data, MAX_HEAD_BYTES)
+    except HeadTooLarge as error:
         raise BadBatch(
             f"of {len(data)} bytes, more than {MAX_HEAD_BYTES} are not pixels where pixels belong; send fewer images, "
             "and nothing else"
-        )
-    try:
-        return split(message, data)
+        ) from error
     except DecodeError as error:
         raise BadBatch(f"the request is no {message.DESCRIPTOR.full_name}; regenerate the client's code") from error
 

@@ -19,7 +19,7 @@ from samix.wire import MixReply
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 2 << 20
 """Largest chunk that is taken and sent; any peer takes messages up to 4 MB."""
 
 

@@ -16,19 +16,20 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from samix.client.attempts import Outcome
+from samix.client.buffers import Buffers
 from samix.client.config import StreamPolicy
 from samix.client.stream_attempt import StreamAttempt
 from samix.client.timers import Timers
 from samix.client.unary import SERVICE, Line
 from samix.errors import MixerBroken, MixerCancelled, MixerError, MixerUnavailable
-from samix.framing import Framed, as_bytes, chunks, empty_buffer, join, split
+from samix.framing import Framed, as_bytes, chunks, join, split
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.status import from_refusal, from_rpc_error
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 20
-"""Largest chunk that is sent: with 0.5 to 2 MB a batch is quickest, and any peer takes messages up to 4 MB."""
+CHUNK_BYTES = 2 << 20
+"""Largest chunk that is sent: with 1 to 2 MiB a batch is quickest, and any peer takes messages up to 4 MB."""
 
 _HANG_UP_S = 2.0  # how long a stream with nothing left to answer may take to end
 _LONGEST_MS = 2**32 - 1  # that the wire can say: 49 days
@@ -37,9 +38,9 @@ _LONGEST_MS = 2**32 - 1  # that the wire can say: 49 days
 class _Answer:
     """An answer while its chunks come in."""
 
-    def __init__(self, message: pb.MixResponse, num_bytes: int) -> None:
+    def __init__(self, message: pb.MixResponse, pixels: np.ndarray) -> None:
         self.message = message
-        self.pixels = empty_buffer(num_bytes)
+        self.pixels = pixels
         self.filled = 0
 
     def add(self, chunk: memoryview) -> bool:
@@ -89,6 +90,7 @@ class Stream:
         self._has_ended = False
         self._is_hung_up = False
         self._busy_s = time.monotonic()
+        self._buffers = Buffers()
         self._answer: _Answer | None = None
         self._failure: MixerError | None = None
         self._call: Any = None
@@ -239,7 +241,7 @@ class Stream:
         if message.HasField("response"):
             if message.pixel_bytes > self._max_answer_bytes:
                 raise MixerBroken(f"an answer of {message.pixel_bytes} bytes is announced, over max_message_bytes")
-            self._answer = _Answer(message.response, message.pixel_bytes)
+            self._answer = _Answer(message.response, self._buffers.take(message.pixel_bytes))
         if self._answer is None or not self._answer.add(framed.bulk):
             raise MixerBroken(f"a chunk of batch {message.sequence} is not part of its answer")
         if self._answer.is_whole:

@@ -142,7 +142,7 @@ def test_unknown_mixer_is_not_found(server: MixerServer):
 def test_terms_are_said_first(server: MixerServer):
     """The first message says credits, batches and chunk size."""
     with talking(server) as talk:
-        assert (talk.terms.credits, talk.terms.max_batches, talk.terms.max_chunk_bytes) == (8, 256, 1 << 20)
+        assert (talk.terms.credits, talk.terms.max_batches, talk.terms.max_chunk_bytes) == (8, 256, 2 << 20)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_terms_are_said_first(server: MixerServer):
         ([{"sequence": 7, "request": {}}], "sequence must be 1, got 7"),
         ([{"sequence": 1, "request": {}, "pixel_bytes": 9, "chunk": b"x" * 10}], "a chunk of 10 bytes came, 9 of"),
         ([{"sequence": 1, "request": {}, "pixel_bytes": 9}, {"sequence": 2, "request": {}}], "before batch 1 is whole"),
-        ([{"sequence": 1, "request": {}, "pixel_bytes": 3 << 20, "chunk": bytes(1048577)}], "a chunk may have 1048576"),
+        ([{"sequence": 1, "request": {}, "pixel_bytes": 3 << 20, "chunk": bytes(2097153)}], "a chunk may have 2097152"),
     ],
 )
 def test_breach_of_the_protocol_ends_the_stream(server: MixerServer, messages: list[dict], sentence: str):

@@ -183,7 +183,7 @@ def decode_response(framed: Framed[pb.MixResponse], call: MixCall) -> MixReply:
     if not fits or len(mask_logits) != 2 * math.prod(shape):
         raise MixerBroken(f"got {len(mask_logits)} bytes of masks {shape} for {len(call.pixels)} images")
     logits = np.frombuffer(mask_logits, "<f2").reshape(shape)
-    # Compared as numbers without their sign bits, which is 10 times as fast; those of NaN and infinity are larger still.
+    # As numbers without their sign bits, which is 10 times as fast; those of NaN and infinity are larger still.
     if (logits.view("<u2") & 0x7FFF > _LIMIT_BITS).any():
         raise MixerBroken(f"mask logits leave +-{LOGIT_LIMIT:.0f}; the mixer's weights may be damaged")
     return MixReply(

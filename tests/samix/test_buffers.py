@@ -22,7 +22,7 @@ def test_a_buffer_in_use_is_left_alone() -> None:
     buffers = Buffers()
     views = [
         np.frombuffer(as_bytes(buffers.take(100)), np.float16).reshape(5, 10),
-        memoryview(buffers.take(100))[10:20],
+        as_bytes(buffers.take(100))[10:20],
         torch.from_numpy(buffers.take(100)).view(10, 10)[1:],
     ]
 

@@ -38,7 +38,8 @@ class ServerConfig:
     """Unix socket to listen on as well, for trainers on this machine; only this user may open it."""
     memory_mib: int = 0
     """Resident memory planned for this process, or all workers, in MiB: half of what mixers leave of it is for
-    requests, and those beyond are refused with a hint when to come again. 0 takes four fifths of the machine's or container's."""
+    requests, and those beyond are refused with a hint when to come again. 0 takes four fifths of the machine's or
+    container's."""
     shared_memory_mib: int = 0
     """Memory to lease to trainers on this machine for their pixels, in MiB, all leases together; 0 leases none. Needs
     --unix-socket, beside which a second socket (PATH.memory) leases it to this user only."""

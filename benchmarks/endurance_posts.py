@@ -1,10 +1,11 @@
 """Clients that post one batch over a connection of their own, as stock gRPC would: nothing of our client library."""
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import takewhile
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import grpc
 
@@ -56,24 +57,8 @@ def open_channel(target: str) -> grpc.Channel:
     return grpc.insecure_channel(target, options=_OPTIONS)
 
 
-class PostingClient(Protocol):
-    """Sends one post, as often as it takes; for one thread, in a `with` block."""
-
-    def __init__(self, target: str, post: Post, name: str) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
-
-    def send(self, timeout_s: float) -> MixerError | None:
-        """Send it once; None if it was answered, else why not."""
-        ...
-
-
-class UnaryClient(PostingClient):
-    """Sends it as the one message of a Mix."""
+class PostingClient(ABC):
+    """Sends one post, as often as it takes, over a connection of its own; for one thread, in a `with` block."""
 
     def __init__(self, target: str, post: Post, name: str) -> None:
         self._target = target
@@ -88,6 +73,14 @@ class UnaryClient(PostingClient):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._channel.close()
+
+    @abstractmethod
+    def send(self, timeout_s: float) -> MixerError | None:
+        """Send it once; None if it was answered, else why not."""
+
+
+class UnaryClient(PostingClient):
+    """Sends it as the one message of a Mix."""
 
     def send(self, timeout_s: float) -> MixerError | None:
         """Send it once; None if it was answered, else why not."""
@@ -100,20 +93,6 @@ class UnaryClient(PostingClient):
 
 class StreamClient(PostingClient):
     """Sends it as the only batch of a stream, as far as the server wants it."""
-
-    def __init__(self, target: str, post: Post, name: str) -> None:
-        self._target = target
-        self._post = post
-        self._metadata = ((CLIENT_KEY, name),)
-        self._channel = open_channel(target)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._channel.close()
 
     def send(self, timeout_s: float) -> MixerError | None:
         """Send it once; None if it was answered, else why not."""

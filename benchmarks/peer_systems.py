@@ -5,17 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.malloc import VARIABLES
+
 SCRIPTS = Path(__file__).parent / "peer_servers"
 OURS = "samix"
 PORT, SPARE_PORT, OTHER_SPARE_PORT = PORTS = ("{port}", "{spare-port}", "{other-spare-port}")
 """Stand for the port a server is to listen on, and two it may have besides, in its arguments and variables."""
-
-MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-}
-"""What `tune_malloc` sets, for programs that do not call it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +42,12 @@ class System:
 
 
 _DOCUMENTED = Variant(name="as documented")
-_TUNED = Variant(name="malloc tuned", variables=MALLOC)
+_TUNED = Variant(name="malloc tuned", variables=VARIABLES)
 # Ray's own switch for load: no proxy, replicas listen themselves, at ports from a range.
 _RAY_THROUGHPUT = Variant(
     name="throughput mode, malloc tuned",
     variables={
-        **MALLOC,
+        **VARIABLES,
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": PORT,
         "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(1 << 16),  # it takes the lowest that is free

@@ -5,7 +5,6 @@ A sync server: tuned, it is as fast as asyncio here, and it does not leak on can
 
 import os
 import socket
-import stat
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +14,14 @@ import grpc
 
 from samix.errors import ConfigError
 from services.addresses import check_address, format_address
+from services.unix_sockets import Occupant, clear_path
 
 MIB = 1 << 20
 _MAX_CONNECTIONS = 1024
 _READ_AHEAD_BYTES = 1 << 20
 """Of each call, before its handler asks for the next message; of a message that is asked for all is read. With a
 quarter of it a server takes a quarter more processor time for a batch."""
+_CURES = {Occupant.FILE: "choose another path", Occupant.SERVER: "stop it, or choose another path"}
 _MAX_UNIX_PATH = 107 if sys.platform == "linux" else 103  # bytes, of sockaddr_un without its final zero
 
 
@@ -88,7 +89,7 @@ def listen_unix(server: grpc.Server, path: Path) -> None:
         raise ConfigError(f"unix socket path {path} is longer than {_MAX_UNIX_PATH} bytes; choose a shorter one")
     if not path.parent.is_dir():
         raise ConfigError(f"unix socket {path}: there is no directory {path.parent}; create it first")
-    _remove_stale(path)
+    _clear(path)
     umask = os.umask(0o177)  # mode 0600 from the start; a chmod afterwards would leave a gap
     try:
         server.add_insecure_port(f"unix:{path}")
@@ -98,23 +99,10 @@ def listen_unix(server: grpc.Server, path: Path) -> None:
         os.umask(umask)
 
 
-def _remove_stale(path: Path) -> None:
-    # gRPC would unlink whatever is there, the socket of a living server included.
-    if not path.exists():
-        return
-    if not stat.S_ISSOCK(path.stat().st_mode):
-        raise ConfigError(f"unix socket {path}: a file of that name is there; choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-        caller.setblocking(False)  # a living server with a full queue must not hold us up
-        try:
-            caller.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except BlockingIOError:
-            pass
-        except OSError as error:  # a socket of another kind, or of another user
-            raise ConfigError(
-                f"unix socket {path}: what is there is not ours ({error}); choose another path"
-            ) from error
-    raise ConfigError(f"unix socket {path}: another server listens there; stop it, or choose another path")
+def _clear(path: Path) -> None:
+    try:
+        occupant = clear_path(path, socket.SOCK_STREAM)
+    except OSError as error:  # a socket of another kind, or of another user
+        raise ConfigError(f"unix socket {path}: what is there is not ours ({error}); choose another path") from error
+    if occupant is not None:
+        raise ConfigError(f"unix socket {path}: {occupant.value}; {_CURES[occupant]}")

@@ -8,13 +8,17 @@ import ctypes
 import platform
 
 _SETTINGS = {
-    -3: 32 << 20,  # M_MMAP_THRESHOLD: the most glibc allows
-    -1: 1 << 30,  # M_TRIM_THRESHOLD
-    -2: 64 << 20,  # M_TOP_PAD
-    # M_ARENA_MAX: buffers come from one thread and are freed by another. With eight arenas a core each keeps a peak of
-    # its own, which took a busy server half as much memory again; one moves a batch with the least processor time.
-    -8: 1,
+    "MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20),  # the most glibc allows
+    "MALLOC_TRIM_THRESHOLD_": (-1, 1 << 30),
+    "MALLOC_TOP_PAD_": (-2, 64 << 20),
+    # Buffers come from one thread and are freed by another. With eight arenas a core each keeps a peak of its own,
+    # which took a busy server half as much memory again; one moves a batch with the least processor time.
+    "MALLOC_ARENA_MAX": (-8, 1),
 }
+"""By environment variable: the parameter of mallopt, and its value."""
+
+VARIABLES = {variable: str(value) for variable, (_, value) in _SETTINGS.items()}
+"""What `tune_malloc` sets, for programs that do not call it."""
 
 
 def tune_malloc() -> bool:
@@ -26,6 +30,6 @@ def tune_malloc() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    for parameter, value in _SETTINGS.items():
+    for parameter, value in _SETTINGS.values():
         libc.mallopt(parameter, value)
     return True

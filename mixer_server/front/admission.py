@@ -12,18 +12,17 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from mixer_server.front.edge import until_sent
+from mixer_server.front.edge import refuse, until_sent
 from mixer_server.front.patience import Patience
 from mixer_server.front.request_config import RequestConfig
-from mixer_server.metrics import UNKNOWN, MixerMetrics
+from mixer_server.metrics import MixerMetrics
 from mixer_server.scheduling.budget import MemoryBudget, Reservation
 from samix.errors import BadBatch, MixerCancelled, MixerError, MixerOverloaded
-from samix.status import STATUS_OF, to_status
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +128,16 @@ class Admission(grpc.ServerInterceptor):
     ) -> Any:
         if method not in _LARGE and len(data) > _MAX_SMALL_BYTES:
             sentence = f"a request of {method} may have {_MAX_SMALL_BYTES} bytes, got {len(data)}; send a shorter name"
-            self._refuse(method, context, BadBatch(sentence))
+            refuse(self._metrics, method, context, BadBatch(sentence))
         try:
             return deserialize(data) if deserialize else data
         except DecodeError:
-            self._refuse(method, context, BadBatch(f"this is no request of {method}; regenerate the client's code"))
+            refuse(
+                self._metrics,
+                method,
+                context,
+                BadBatch(f"this is no request of {method}; regenerate the client's code"),
+            )
 
     @contextlib.contextmanager
     def _slot(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
@@ -142,7 +146,7 @@ class Admission(grpc.ServerInterceptor):
             self._calls[method] += is_free
         if not is_free:
             sentence = f"{self._config.max_in_flight} calls of {method} are in flight, no more are taken"
-            self._refuse(method, context, MixerOverloaded(sentence, self._retry_after_s()))
+            refuse(self._metrics, method, context, MixerOverloaded(sentence, self._retry_after_s()))
         try:
             yield
         finally:
@@ -156,7 +160,7 @@ class Admission(grpc.ServerInterceptor):
         try:
             room = self._budget.reserve(num_bytes)
         except MixerError as error:
-            self._refuse(method, context, error)
+            refuse(self._metrics, method, context, error)
         with until_sent(room, context):
             yield room
 
@@ -166,14 +170,14 @@ class Admission(grpc.ServerInterceptor):
         is_late = not self._patience.met(context)
         if message is None:
             if is_late or not context.is_active():
-                self._refuse(method, context, MixerCancelled(f"the call of {method} ended before its message came"))
-            self._refuse(method, context, BadBatch(f"{method} needs exactly one message, got none"))
+                refuse(
+                    self._metrics,
+                    method,
+                    context,
+                    MixerCancelled(f"the call of {method} ended before its message came"),
+                )
+            refuse(self._metrics, method, context, BadBatch(f"{method} needs exactly one message, got none"))
         return message
-
-    def _refuse(self, method: str, context: grpc.ServicerContext, error: MixerError) -> NoReturn:
-        self._metrics.requests.labels(UNKNOWN, UNKNOWN, method, STATUS_OF[type(error)].name).inc()
-        context.abort_with_status(to_status(error))
-        raise AssertionError("abort_with_status always raises")
 
     def _cut_off(self, context: grpc.ServicerContext, event: str = "upload_too_slow") -> None:
         log.warning(event, extra={"peer": context.peer(), "limit_s": self._config.max_upload_s})

@@ -126,6 +126,12 @@ def caller_of(context: grpc.ServicerContext) -> Caller:
     return Caller(client=client[:_MAX_CLIENT], peer=peer)
 
 
+def refuse(metrics: MixerMetrics, method: str, context: grpc.ServicerContext, error: MixerError) -> NoReturn:
+    """Count and refuse a call of which no more is known than its method."""
+    metrics.requests.labels(UNKNOWN, UNKNOWN, method, STATUS_OF[type(error)].name).inc()
+    _abort(context, error)
+
+
 def _abort(context: grpc.ServicerContext, error: MixerError) -> NoReturn:
     context.abort_with_status(to_status(error))
     raise AssertionError("abort_with_status always raises")

@@ -51,7 +51,7 @@ class Front:
             config, budget=budget, patience=self._patience, retry_after_s=batcher.retry_after_s, metrics=metrics
         )
         services = StreamServices(intake=intake, budget=budget, in_flight=self._in_flight, metrics=metrics)
-        self._streaming = Streaming(config, services=services, patience=self._patience, metrics=metrics)
+        self._streaming = Streaming(config, services=services, patience=self._patience)
         self._servicer = MixerServicer(
             config, registry=registry, readiness=readiness, intake=intake, budget=budget, metrics=metrics
         )

@@ -8,7 +8,6 @@ import logging
 import os
 import selectors
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable
@@ -21,9 +20,11 @@ import numpy as np
 from mixer_server.front.leases import LeaseConfig, Leases
 from samix.errors import BadBatch, ConfigError, MixerUnavailable
 from samix.shared_memory import MAX_RECORD_BYTES, Answer, Hello, is_supported, memory_socket, peer_of
+from services.unix_sockets import Occupant, clear_path
 
 log = logging.getLogger(__name__)
 
+_CURES = {Occupant.FILE: "remove it", Occupant.SERVER: "choose another path"}
 _BACKLOG = 128  # every rank of a machine may come at once, and a full one turns them away
 _MAX_PENDING = 16  # connections that have not said yet what they want
 _FREE_POLL_S = 0.1  # between looks at memory that is still being read
@@ -194,7 +195,7 @@ class SharedMemory:
 def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        _remove_stale(path)
+        _clear(path)
         listener.bind(str(path))
         path.chmod(0o600)  # no gap: until `listen`, every connection is refused
         listener.listen(_BACKLOG)
@@ -208,18 +209,7 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _remove_stale(path: Path) -> None:
-    if not path.exists():
-        return
-    if not stat.S_ISSOCK(path.stat().st_mode):
-        raise ConfigError(f"cannot lease shared memory on {path}: a file of that name is there; remove it")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as caller:
-        caller.setblocking(False)  # a living server with a full queue must not hold us up
-        try:
-            caller.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-        except BlockingIOError:
-            pass
-    raise ConfigError(f"cannot lease shared memory on {path}: another server listens there; choose another path")
+def _clear(path: Path) -> None:
+    occupant = clear_path(path, socket.SOCK_SEQPACKET)
+    if occupant is not None:
+        raise ConfigError(f"cannot lease shared memory on {path}: {occupant.value}; {_CURES[occupant]}")

@@ -13,7 +13,6 @@ from mixer_server.front.intake import Caller
 from mixer_server.front.patience import Patience
 from mixer_server.front.request_config import RequestConfig
 from mixer_server.front.stream_batch import CHUNK_BYTES, StreamBatch, StreamServices
-from mixer_server.metrics import MixerMetrics
 from samix.errors import BadBatch, MixerBroken, MixerError
 from samix.framing import chunks, join
 from samix.mixer.v1 import mixer_pb2 as pb
@@ -36,16 +35,14 @@ class Stream:
         config: RequestConfig,
         services: StreamServices,
         patience: Patience,
-        metrics: MixerMetrics,
     ) -> None:
         self._context = context
         self._caller = caller
         self._config = config
         self._services = services
         self._patience = patience
-        self._metrics = metrics
-        self._received_bytes = metrics.received_bytes.labels(METHOD)
-        self._sent_bytes = metrics.sent_bytes.labels(METHOD)
+        self._received_bytes = services.metrics.received_bytes.labels(METHOD)
+        self._sent_bytes = services.metrics.sent_bytes.labels(METHOD)
         self._opened_s = time.perf_counter()
         self._changed = threading.Condition()
         self._answers: deque[StreamBatch] = deque()  # whole batches in the order they came
@@ -106,7 +103,7 @@ class Stream:
         self._patience.met((self, "send"))
         with self._changed:
             self._is_over = True
-            batches = [batch for batch in (self._writing, *self._answers, self._incoming) if batch]
+            batches = [*self._unanswered(), *([self._incoming] if self._incoming else [])]
             self._answers.clear()
             self._writing = None
             self._changed.notify_all()
@@ -118,7 +115,7 @@ class Stream:
         with self._changed:
             self._is_over = True
             incoming, self._incoming = self._incoming, None
-            waiting = [batch for batch in (self._writing, *self._answers) if batch] if self._failure else []
+            waiting = self._unanswered() if self._failure else []
             self._changed.notify_all()
         for kind in ("batch", "upload"):  # whoever is awaited is held
             self._patience.met((self, kind))
@@ -126,6 +123,10 @@ class Stream:
             incoming.close()
         for batch in waiting:  # a stream that failed ends at once
             batch.give_up()
+
+    def _unanswered(self) -> list[StreamBatch]:
+        """List the whole batches, the one that is being answered first; under the lock."""
+        return [*([self._writing] if self._writing else []), *self._answers]
 
     def _wait_for_news(self) -> bool:
         with self._changed:
@@ -188,7 +189,7 @@ class Stream:
             self._complete(self._incoming)
             return
         with self._changed:
-            waiting = [batch for batch in (self._writing, *self._answers) if batch]
+            waiting = self._unanswered()
         for batch in waiting:  # the answer may have been faster
             if batch.sequence == sequence:
                 batch.give_up()
@@ -196,7 +197,7 @@ class Stream:
     def _answer(self, batch: StreamBatch) -> Iterator[bytes]:
         outcome = batch.wait()
         if batch.sequence == 1:
-            self._metrics.stream_first_batch.observe(time.perf_counter() - self._opened_s)
+            self._services.metrics.stream_first_batch.observe(time.perf_counter() - self._opened_s)
         for data in _messages(batch.sequence, outcome):
             yield from self._send(data)
         batch.close()

@@ -8,19 +8,16 @@ and costs the others nothing.
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
 
 import grpc
 
-from mixer_server.front.edge import caller_of
+from mixer_server.front.edge import caller_of, refuse
 from mixer_server.front.patience import Patience
 from mixer_server.front.request_config import RequestConfig
 from mixer_server.front.stream import METHOD, Stream
 from mixer_server.front.stream_batch import CHUNK_BYTES, StreamServices
-from mixer_server.metrics import UNKNOWN, MixerMetrics
 from mixer_server.scheduling.budget import Reservation
-from samix.errors import MixerError, MixerOverloaded
-from samix.status import STATUS_OF, to_status
+from samix.errors import MixerOverloaded
 
 STREAM_BYTES = 3 * CHUNK_BYTES
 """Memory that an open stream may need beside its batches: a chunk that was read, one that comes, and what gRPC reads
@@ -32,20 +29,17 @@ _RETRY_AFTER_S = 0.5
 class Streaming:
     """Answers MixStream, on no more streams at once than are allowed."""
 
-    def __init__(
-        self, config: RequestConfig, *, services: StreamServices, patience: Patience, metrics: MixerMetrics
-    ) -> None:
+    def __init__(self, config: RequestConfig, *, services: StreamServices, patience: Patience) -> None:
         self._config = config
         self._services = services
         self._patience = patience
-        self._metrics = metrics
         self._lock = threading.Lock()
         self._streams: set[Stream] = set()
         self._is_draining = False
         # The other half is for batches: streams that leave them no room would be of no use.
         self._max_streams = min(config.max_streams, services.budget.max_bytes // 2 // STREAM_BYTES)
         self._readers = ThreadPoolExecutor(config.max_streams, "stream-reader")
-        metrics.streams_open.set_function(lambda: len(self._streams))
+        services.metrics.streams_open.set_function(lambda: len(self._streams))
 
     def handler(self) -> grpc.RpcMethodHandler:
         """Make what gRPC calls for the method."""
@@ -70,7 +64,6 @@ class Streaming:
             config=self._config,
             services=self._services,
             patience=self._patience,
-            metrics=self._metrics,
         )
         room = self._enter(stream, context)
         try:
@@ -87,7 +80,7 @@ class Streaming:
         try:
             room = self._services.budget.reserve(STREAM_BYTES)
         except MixerOverloaded as error:
-            self._refuse(context, error)
+            refuse(self._services.metrics, METHOD, context, error)
         with self._lock:
             is_free = len(self._streams) < self._max_streams
             if is_free:
@@ -95,12 +88,7 @@ class Streaming:
         if not is_free:
             room.release()
             sentence = f"{self._max_streams} streams are open, no more are taken"
-            self._refuse(context, MixerOverloaded(sentence, _RETRY_AFTER_S))
+            refuse(self._services.metrics, METHOD, context, MixerOverloaded(sentence, _RETRY_AFTER_S))
         if self._is_draining:
             stream.ask_to_end()
         return room
-
-    def _refuse(self, context: grpc.ServicerContext, error: MixerError) -> NoReturn:
-        self._metrics.requests.labels(UNKNOWN, UNKNOWN, METHOD, STATUS_OF[type(error)].name).inc()
-        context.abort_with_status(to_status(error))
-        raise AssertionError("abort_with_status always raises")

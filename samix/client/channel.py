@@ -16,8 +16,8 @@ from samix.client.config import ClientConfig
 from samix.client.sharing import Sharing
 from samix.client.streams import Streams
 from samix.client.timers import Timers
-from samix.client.unary import Line, Method, start_unary
-from samix.errors import BadBatch, InputError, MixerCancelled
+from samix.client.unary import Line, Method, closed_error, start_unary
+from samix.errors import BadBatch, InputError
 from samix.framing import Framed
 from samix.wire import CLIENT_KEY
 
@@ -117,13 +117,13 @@ class Connection:
                 return streams.start(request, timeout_s)
             return start_unary(line, method, request, timeout_s)
         except ValueError as err:  # gRPC's answer when another thread closes the channel right now
-            raise self._closed_error() from err
+            raise closed_error(self.target) from err
 
     def _open(self) -> tuple[Line, Streams | None]:
         self.check_process()  # before the lock, which the parent may have held at the fork
         with self._lock:
             if self._is_closed:
-                raise self._closed_error()
+                raise closed_error(self.target)
             if self._line is None:
                 channel = grpc.insecure_channel(self.target, _channel_options(self._config))
                 name = self._config.name or f"{socket.gethostname()}:{os.getpid()}"
@@ -145,9 +145,6 @@ class Connection:
 
     def _was_forked(self) -> bool:
         return self._process_id not in (None, os.getpid())
-
-    def _closed_error(self) -> MixerCancelled:
-        return MixerCancelled(f"the connection to the mixer at {self.target} was closed; connect again")
 
 
 def _unix_path(target: str) -> str | None:

@@ -13,8 +13,8 @@ from samix.client.config import StreamPolicy
 from samix.client.stream import Stream
 from samix.client.stream_attempt import StreamAttempt
 from samix.client.timers import Timers
-from samix.client.unary import Line, start_unary
-from samix.errors import MixerCancelled, MixerError, MixerTimeout
+from samix.client.unary import Line, closed_error, start_unary
+from samix.errors import MixerError, MixerTimeout
 from samix.framing import Framed
 
 log = logging.getLogger(__name__)
@@ -56,9 +56,7 @@ class Streams:
             self._is_closed = True
             streams = list(self._open_streams)
         for stream in streams:
-            stream.close(
-                MixerCancelled(f"the connection to the mixer at {self._line.target} was closed; connect again")
-            )
+            stream.close(closed_error(self._line.target))
 
     def _put(self, attempt: StreamAttempt) -> None:
         with self._lock:
@@ -110,6 +108,4 @@ class Streams:
             else:
                 self._put(attempt)
         except ValueError:
-            attempt.settle(
-                MixerCancelled(f"the connection to the mixer at {self._line.target} was closed; connect again")
-            )
+            attempt.settle(closed_error(self._line.target))

@@ -8,7 +8,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from samix.client.attempts import Attempt, Outcome
-from samix.errors import MixerBroken
+from samix.errors import MixerBroken, MixerCancelled
 from samix.framing import Framed, join, split
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.status import from_rpc_error
@@ -61,6 +61,11 @@ class Line:
     """Its address, for messages."""
     metadata: tuple[tuple[str, str], ...]
     """Sent with every call."""
+
+
+def closed_error(target: str) -> MixerCancelled:
+    """Make the error for calls to a target whose connection was closed."""
+    return MixerCancelled(f"the connection to the mixer at {target} was closed; connect again")
 
 
 def start_unary(line: Line, method: Method, request: Framed, timeout_s: float) -> Attempt:

@@ -17,6 +17,7 @@ from samix.mixing.frozen import random_mixer
 from samix.mixing.presets import resnet18_spec
 from services.cli import program
 from services.config import parse_config
+from services.cpu_policy import run_uninterrupted
 from services.malloc import tune_malloc
 from services.signals import stop_on_signals
 from trainer.children import start_child
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     config = parse_config(ConstantServerConfig, "bench constant-server", argv)
     tune_malloc()
+    run_uninterrupted()
     with stop_on_signals() as stop:
         server = _make_server(config)
         server.start()

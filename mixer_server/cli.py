@@ -17,6 +17,7 @@ from samix.errors import ConfigError
 from samix.mixing.artefact import load_mixer
 from services.cli import program
 from services.config import parse_config
+from services.cpu_policy import run_uninterrupted
 from services.logs import setup_logging
 from services.malloc import tune_malloc
 from services.signals import StopRequest, stop_on_signals
@@ -56,10 +57,12 @@ def build_server(config: ServerConfig, stop: StopRequest, *, is_worker: bool = F
 
 def _serve(config: ServerConfig, stop: StopRequest) -> int:
     tune_malloc()
+    run_uninterrupted()
     server = build_server(config, stop)
     server.start()
     mixers = [f"{mixer.name}@{mixer.version}" for mixer in server.registry.mixers]
-    print(_ready_line(server.addresses, mixers), flush=True)
+    datasets = {"datasets": ",".join(server.datasets.names)} if config.dataset else {}
+    print(_ready_line(server.addresses | datasets, mixers), flush=True)
     stop.wait()
     return 0 if server.stop() else 1
 
@@ -83,6 +86,8 @@ def _choose_device(config: ServerConfig) -> str:
 
 
 def _open_registry(config: ServerConfig, device: str) -> Registry:
+    if config.dataset and not config.mixers:
+        return Registry()
     if config.model_control == "none":
         return open_registry(config.mixers, device)
     return Registry(is_filling=config.model_control == "poll")

@@ -1,7 +1,7 @@
 """What crosses the wire, as numpy arrays: the one place that fills and reads the protobuf messages.
 
 Decoding checks everything that can be checked without knowing a mixer; limits of a server are the server's business.
-Arrays are views of the bulk bytes, read-only where these are; JPEGs stay JPEGs.
+Arrays are views of the bulk bytes, read-only where these are; JPEGs stay JPEGs, and uint8 pixels in pieces stay so.
 """
 
 import math
@@ -15,6 +15,7 @@ from samix.framing import Framed, as_bytes
 from samix.jpeg import JpegBatch, encode_images
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.render import LOGIT_LIMIT, Rendering, Upsampling
+from samix.pieces import Pieces, Scattered, ScatteredPixels
 
 _PIXEL_FORMATS: dict[np.dtype, pb.PixelFormat] = {
     np.dtype(np.uint8): pb.PIXEL_FORMAT_UINT8,
@@ -35,6 +36,7 @@ _IMAGE_FORMATS: dict[np.dtype, pb.ReplyFormat] = {
     np.dtype("<f2"): pb.REPLY_FORMAT_IMAGES_FLOAT16,
 }
 _IMAGE_DTYPES = {number: dtype for dtype, number in _IMAGE_FORMATS.items()}
+_PRIORITIES = frozenset(pb.Priority.values())
 _LIMIT_BITS = np.array(LOGIT_LIMIT, "<f2").view("<u2")
 _UPSAMPLINGS: dict[Upsampling, pb.Upsampling] = {
     "nearest": pb.UPSAMPLING_NEAREST,
@@ -51,7 +53,7 @@ class MixCall:
     """Name of the mixer; may be empty where the server hosts exactly one."""
     version: str = ""
     """Weights version to pin; empty takes the loaded one."""
-    pixels: np.ndarray | JpegBatch
+    pixels: np.ndarray | JpegBatch | ScatteredPixels
     """uint8 or float32 (0..1) [B, 3, H, W]."""
     lam: np.ndarray
     """float32 [B] in [0, 1]."""
@@ -77,7 +79,7 @@ class MixReply:
     """How to turn the logits into masks."""
     mask_logits: np.ndarray
     """float16 [B, 1, h, w] of image i's share."""
-    images: np.ndarray | None = None
+    images: np.ndarray | ScatteredPixels | None = None
     """uint8 or float16 [B, 3, H, W], mixed; None unless they were asked for."""
 
 
@@ -94,7 +96,7 @@ def encode_request(
     Raises:
         BadBatch: if the pixels cannot become JPEGs.
     """
-    assert isinstance(call.pixels, np.ndarray)  # JPEGs only come back from `decode_request`
+    assert isinstance(call.pixels, np.ndarray)  # others only come back from `decode_request`
     request = pb.MixRequest(
         mixer=call.mixer,
         version=call.version,
@@ -115,7 +117,7 @@ def encode_request(
 
 
 def decode_request(
-    framed: Framed[pb.MixRequest],
+    framed: Framed[pb.MixRequest] | Scattered[pb.MixRequest],
     check_shape: Callable[[Shape], None] = lambda _shape: None,
     shared_pixels: PixelsOf | None = None,
 ) -> MixCall:
@@ -136,7 +138,7 @@ def decode_request(
             f"reply_format must be MASK_LOGITS (1), IMAGES (2) or IMAGES_FLOAT16 (3), got {request.reply_format}",
             field="reply_format",
         )
-    if request.priority not in pb.Priority.values():
+    if request.priority not in _PRIORITIES:
         raise BadBatch(f"priority must be LOW (1), NORMAL (2) or HIGH (3), got {request.priority}", field="priority")
     shape = _decode_shape(request)
     if request.HasField("shared"):
@@ -167,10 +169,11 @@ def encode_response(reply: MixReply) -> Framed[pb.MixResponse]:
     )
     if reply.images is None:
         return Framed(message)
+    assert isinstance(reply.images, np.ndarray)  # others only come back from `decode_response`
     return Framed(message, as_bytes(np.ascontiguousarray(reply.images)))
 
 
-def decode_response(framed: Framed[pb.MixResponse], call: MixCall) -> MixReply:
+def decode_response(framed: Framed[pb.MixResponse] | Scattered[pb.MixResponse], call: MixCall) -> MixReply:
     """Read an answer to `call`.
 
     Raises:
@@ -211,10 +214,14 @@ def decode_rendering(message: pb.Rendering) -> Rendering:
     return Rendering(upsampling=_UPSAMPLING_NAMES[message.upsampling], lam_margin=message.lam_margin)
 
 
-def _decode_images(data: memoryview, call: MixCall) -> np.ndarray:
+def _decode_images(data: memoryview | Pieces, call: MixCall) -> np.ndarray | ScatteredPixels:
     expected = math.prod(call.pixels.shape) * call.image_dtype.itemsize
     if len(data) != expected:
         raise MixerBroken(f"got {len(data)} bytes of images, expected {expected}")
+    if isinstance(data, Pieces):
+        if call.image_dtype == np.uint8:
+            return ScatteredPixels(pieces=data, shape=call.pixels.shape)
+        data = data.join()
     return np.frombuffer(data, call.image_dtype).reshape(call.pixels.shape)
 
 
@@ -259,7 +266,13 @@ def _check_size(request: pb.MixRequest, shape: Shape, num_bytes: int) -> None:
         )
 
 
-def _decode_pixels(request: pb.MixRequest, shape: Shape, data: memoryview) -> np.ndarray | JpegBatch:
+def _decode_pixels(
+    request: pb.MixRequest, shape: Shape, data: memoryview | Pieces
+) -> np.ndarray | JpegBatch | ScatteredPixels:
+    if isinstance(data, Pieces):
+        if request.pixel_format == pb.PIXEL_FORMAT_UINT8:  # nothing looks at these before they are computed
+            return ScatteredPixels(pieces=data, shape=shape)
+        data = data.join()
     if request.pixel_format == pb.PIXEL_FORMAT_JPEG:
         return JpegBatch(data=data, lengths=tuple(request.jpeg_lengths), shape=shape)
     pixels = np.frombuffer(data, _PIXEL_DTYPES[request.pixel_format]).reshape(shape)

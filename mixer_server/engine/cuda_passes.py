@@ -21,13 +21,12 @@ from mixer_server.engine.compiling import compile_encoder
 from mixer_server.engine.cuda_graphs import Graphs
 from mixer_server.engine.cuda_jpeg import decode_on_gpu
 from mixer_server.engine.decoding import Decoder
-from mixer_server.engine.passes import DeviceLost
+from mixer_server.engine.passes import TORCH_DTYPES, DeviceLost, put_pixels
 from samix.jpeg import JpegBatch
 from samix.mixing.batch import MixPlan
 from samix.mixing.frozen import FrozenMixer
+from samix.pieces import ScatteredPixels
 from samix.wire import MixCall
-
-_DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,9 +145,9 @@ class CudaPasses:
             images = decode_on_gpu(batch, self._device)
             return None if images is None else _arriving(images, batch.dtype)
 
-    def _send(self, pixels: np.ndarray) -> DevicePixels:
-        staged = torch.empty(pixels.shape, dtype=_DTYPES[pixels.dtype], pin_memory=True)
-        np.copyto(staged.numpy(), pixels)
+    def _send(self, pixels: np.ndarray | ScatteredPixels) -> DevicePixels:
+        staged = torch.empty(pixels.shape, dtype=TORCH_DTYPES[pixels.dtype], pin_memory=True)
+        put_pixels(pixels, staged)
         with torch.cuda.stream(self._up):
             return _arriving(staged.to(self._device, non_blocking=True), pixels.dtype)
 

@@ -106,6 +106,7 @@ class Engine:
         running = self._passes.launch(group[0].mixer, [job.call for job in group])
         self._launched.append(_Launched(group=group, running=running, started_s=started_s))
         for job in group:
+            job.started_s = started_s
             self._metrics.stages["queue"].observe(started_s - job.arrived_s)
 
     def _finish(self, group: Sequence[Job]) -> None:

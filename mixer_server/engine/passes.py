@@ -11,12 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixer_server.engine.answers import Outcome, outcomes_of, stage_plan, work_out
+from mixer_server.engine.answers import Outcome, outcomes_of, rows_of, stage_plan, work_out
 from mixer_server.engine.compiling import compile_encoder
 from mixer_server.engine.decoding import Decoder
 from samix.jpeg import JpegBatch
 from samix.mixing.frozen import FrozenMixer
+from samix.pieces import ScatteredPixels
 from samix.wire import MixCall
+
+TORCH_DTYPES = {np.dtype(np.uint8): torch.uint8, np.dtype(np.float32): torch.float32}
+"""Of the pixels that requests hold."""
 
 
 class DeviceLost(Exception):
@@ -121,13 +125,21 @@ def run_pass(mixer: FrozenMixer, calls: Sequence[MixCall], precision: torch.dtyp
 
 
 def _stage_images(calls: Sequence[MixCall]) -> Tensor:
-    """Put all pixels into one tensor; those of a lone request, which most large ones are, stay where they are."""
-    pixels = [_pixels_of(call) for call in calls]
+    """Put all pixels into one tensor; those of a lone request stay where they are, if they lie in one piece."""
+    first = calls[0].pixels
     # Memory that may not be written to is copied too: torch has no such tensors.
-    alone = len(pixels) == 1 and pixels[0].flags.writeable
-    return torch.from_numpy(pixels[0] if alone else np.concatenate(pixels))
+    if len(calls) == 1 and isinstance(first, np.ndarray) and first.flags.writeable:
+        return torch.from_numpy(first)
+    images = torch.empty((sum(len(call.pixels) for call in calls), *first.shape[1:]), dtype=TORCH_DTYPES[first.dtype])
+    for call, rows in zip(calls, rows_of(calls), strict=True):
+        put_pixels(call.pixels, images[rows])
+    return images
 
 
-def _pixels_of(call: MixCall) -> np.ndarray:
-    assert isinstance(call.pixels, np.ndarray), "prepare() has decoded them"
-    return call.pixels
+def put_pixels(pixels: np.ndarray | JpegBatch | ScatteredPixels, images: Tensor) -> None:
+    """Copy pixels, which `prepare` has decoded, to [B, 3, H, W] in this process's memory."""
+    assert not isinstance(pixels, JpegBatch)
+    if isinstance(pixels, ScatteredPixels):
+        pixels.copy_to(images.numpy())
+    else:
+        np.copyto(images.numpy(), pixels)

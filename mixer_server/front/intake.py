@@ -18,7 +18,8 @@ from samix.errors import BadBatch, MixerCancelled, MixerTimeout
 from samix.framing import Framed, as_bytes
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer
-from samix.wire import MixReply, PixelsOf, Shape, decode_request
+from samix.pieces import Scattered
+from samix.wire import MixCall, MixReply, PixelsOf, Shape, decode_request
 
 _PARSED_BYTES = 8  # of memory for each byte of a message: numbers of one byte become four, and lists grow by doubling
 _EARLY_S = 0.05  # gRPC's clock and ours need not agree to the millisecond on when a deadline has passed
@@ -79,7 +80,7 @@ class Intake:
 
     def make_job(
         self,
-        framed: Framed[pb.MixRequest],
+        framed: Framed[pb.MixRequest] | Scattered[pb.MixRequest],
         caller: Caller,
         *,
         patience_s: float,
@@ -102,18 +103,14 @@ class Intake:
             mixer = self._registry.find(framed.message.mixer, framed.message.version)
             note_mixer(mixer)
             self._readiness.check(mixer.name, mixer.version)
-            call = decode_request(framed, partial(self._check_shape, mixer), self._pixels_of(caller))
+            call = decode_request(framed, partial(self.check_shape, mixer), self._pixels_of(caller))
             call = self._passes.prepare(mixer, call)
-        _, _, height, width = call.pixels.shape
-        return Job(
-            key=GroupKey(mixer.name, mixer.version, height, width, call.pixels.dtype.name),
-            mixer=mixer,
-            call=call,
-            max_pass_images=self._batcher.max_pass_images(mixer.spec.tokens(height, width)),
-            deadline_s=deadline_s,
-            client=caller.client,
-            priority=call.priority,
-        )
+        return self._job(mixer, call, caller.client, deadline_s)
+
+    def make_own_job(self, mixer: FrozenMixer, call: MixCall, client: str) -> Job:
+        """Make a job of a batch that was not sent here but made here, and whose shape `check_shape` has seen."""
+        deadline_s = self._batcher.clock() + self._config.max_wait_s
+        return self._job(mixer, self._passes.prepare(mixer, call), client, deadline_s)
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -123,6 +120,10 @@ class Intake:
         """
         self._batcher.submit(job)
 
+    def remaining_s(self, job: Job) -> float:
+        """Say how long its caller still waits, in seconds."""
+        return max(job.deadline_s - self._batcher.clock(), 0)
+
     def wait(self, job: Job) -> MixReply:
         """Wait for the reply, at most until the job's deadline.
 
@@ -130,7 +131,7 @@ class Intake:
             MixerError: why there is none.
         """
         try:
-            return job.answer.result(max(job.deadline_s - self._batcher.clock(), 0))
+            return job.answer.result(self.remaining_s(job))
         except TimeoutError as error:
             job.give_up()
             raise MixerTimeout("no answer came before the deadline, the caller's or the server's own") from error
@@ -145,7 +146,12 @@ class Intake:
             return None
         return lambda shared, num_bytes: as_bytes(memory.view(shared.lease, shared.offset, num_bytes, caller.peer))
 
-    def _check_shape(self, mixer: FrozenMixer, shape: Shape) -> None:
+    def check_shape(self, mixer: FrozenMixer, shape: Shape) -> None:
+        """Refuse a batch that is too large for a mixer or for this server.
+
+        Raises:
+            BadBatch: with the limit.
+        """
         num_images, _, height, width = shape
         mixer.spec.check_size(height, width)
         max_pass_images = self._batcher.max_pass_images(mixer.spec.tokens(height, width))
@@ -156,3 +162,15 @@ class Intake:
                 "send smaller batches",
                 field="shape",
             )
+
+    def _job(self, mixer: FrozenMixer, call: MixCall, client: str, deadline_s: float) -> Job:
+        _, _, height, width = call.pixels.shape
+        return Job(
+            key=GroupKey(mixer.name, mixer.version, height, width, call.pixels.dtype.str),
+            mixer=mixer,
+            call=call,
+            max_pass_images=self._batcher.max_pass_images(mixer.spec.tokens(height, width)),
+            deadline_s=deadline_s,
+            client=client,
+            priority=call.priority,
+        )

@@ -50,7 +50,8 @@ class Stream:
         self._incoming: StreamBatch | None = None
         self._num_begun = 0
         self._failure: MixerError | None = None
-        self._says_end = False
+        self._is_ending = False
+        self._says_end = False  # until the client was told
         self._is_over = False  # nothing more is read
 
     def read(self, messages: Iterator[bytes]) -> None:
@@ -93,9 +94,11 @@ class Stream:
             self._context.abort_with_status(to_status(self._failure))
 
     def ask_to_end(self) -> None:
-        """Tell the client to send no more batches here; what was sent is answered."""
+        """Tell the client, once, to send no more batches here; what was sent is answered."""
         with self._changed:
-            self._says_end = not self._is_over
+            if self._is_over or self._is_ending:
+                return
+            self._is_ending = self._says_end = True
             self._changed.notify_all()
 
     def abandon(self) -> None:
@@ -130,8 +133,18 @@ class Stream:
 
     def _wait_for_news(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._answers or self._is_over or self._says_end)
+            while not self._has_news():
+                self._changed.wait(self._answers[0].remaining_s if self._answers else None)
             return bool(self._answers or self._says_end) and self._context.is_active()
+
+    def _has_news(self) -> bool:
+        return self._says_end or (self._answers[0].is_settled if self._answers else self._is_over)
+
+    def _wake(self) -> None:
+        """Wake the writer if it has something to do, and not for each batch that only begins to wait."""
+        with self._changed:
+            if self._has_news():
+                self._changed.notify_all()
 
     def _take(self, data: bytes) -> None:
         framed = parse(pb.MixStreamRequest, data)
@@ -170,7 +183,7 @@ class Stream:
         if batch.is_refused:  # and that was said
             return
         self._patience.met((self, "upload"))
-        batch.submit()
+        batch.submit(self._wake)
         self._put(batch)
 
     def _put(self, batch: StreamBatch) -> None:
@@ -180,7 +193,7 @@ class Stream:
                 batch.close()
             else:
                 self._answers.append(batch)
-            self._changed.notify_all()
+            self._wake()
         self._await_batch()
 
     def _cancel(self, sequence: int) -> None:

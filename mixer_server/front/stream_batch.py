@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mixer_server.front.in_flight import InFlight
@@ -11,9 +12,9 @@ from mixer_server.metrics import UNKNOWN, MixerMetrics
 from mixer_server.scheduling.budget import MemoryBudget, Reservation
 from mixer_server.scheduling.job import Job
 from samix.errors import BadBatch, MixerBroken, MixerCancelled, MixerError
-from samix.framing import Framed, as_bytes, empty_buffer
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer
+from samix.pieces import Pieces, Scattered
 from samix.status import STATUS_OF
 from samix.wire import MixReply
 
@@ -48,7 +49,7 @@ class StreamBatch:
         self._services = services
         self._began_s = time.perf_counter()
         self._model = (UNKNOWN, UNKNOWN)
-        self._pixels: memoryview | None = None
+        self._pieces = Pieces()
         self._filled = 0
         self._reservation: Reservation | None = None
         self._error: MixerError | None = None
@@ -92,19 +93,38 @@ class StreamBatch:
                 f"missing, and a chunk may have {CHUNK_BYTES}"
             )
         if self._error is None:
-            self._keep(chunk, start)
+            self._pieces.add(chunk)
         self._filled = end
 
-    def submit(self) -> None:
-        """Check the whole batch and queue it; what is wrong with it is said by `wait`."""
-        pixels, self._pixels = self._pixels, None
+    @property
+    def is_settled(self) -> bool:
+        """Whether `wait` would return at once."""
+        job = self._job
+        return self._error is not None or job is None or job.answer.done() or self.remaining_s == 0
+
+    @property
+    def remaining_s(self) -> float:
+        """How long `wait` would wait at most, in seconds."""
+        job = self._job  # `close` may let go of it meanwhile
+        return 0.0 if job is None else self._services.intake.remaining_s(job)
+
+    def submit(self, on_settled: Callable[[], None]) -> None:
+        """Check the whole batch and queue it; what is wrong with it is said by `wait`.
+
+        Args:
+            on_settled: called when its job is done, on whatever thread.
+        """
+        pieces, self._pieces = self._pieces, Pieces()
         if self._error is not None:
             return
         try:
-            framed = Framed(self._request, pixels or memoryview(b""))
             self._job = self._services.intake.make_job(
-                framed, self._caller, patience_s=self._remaining_s(), note_mixer=self._note_mixer
+                Scattered(self._request, pieces),
+                self._caller,
+                patience_s=max(self._timeout_s - (time.perf_counter() - self._began_s), 0.0),
+                note_mixer=self._note_mixer,
             )
+            self._job.answer.add_done_callback(lambda _answer: on_settled())
             self._services.intake.submit(self._job)
         except MixerError as error:
             self._error = _without_frames(error)
@@ -145,17 +165,6 @@ class StreamBatch:
             return self._services.intake.wait(job)
         except MixerError as error:
             return _without_frames(error)
-
-    def _keep(self, chunk: memoryview, start: int) -> None:
-        if len(chunk) == self._num_bytes:
-            self._pixels = chunk
-            return
-        if self._pixels is None:
-            self._pixels = as_bytes(empty_buffer(self._num_bytes))
-        self._pixels[start : start + len(chunk)] = chunk
-
-    def _remaining_s(self) -> float:
-        return max(self._timeout_s - (time.perf_counter() - self._began_s), 0.0)
 
     def _note_mixer(self, mixer: FrozenMixer) -> None:
         self._model = (mixer.name, mixer.version)

@@ -40,20 +40,20 @@ class Job:
     """LOW, NORMAL or HIGH of `samix.mixer.v1.Priority`; a higher one goes first."""
     arrived_s: float = 0.0
     """When the batcher accepted it, on the batcher's clock."""
+    started_s: float = 0.0
+    """When its pass began, likewise; set by the engine."""
     number: int = -1
     """Its place in the order of arrival, given by the batcher."""
     answer: Future[MixReply] = field(default_factory=Future)
     """Where the caller's thread waits."""
+    num_images: int = field(init=False)
+    """Number of images."""
+    work: int = field(init=False)
+    """How long it keeps the mixer busy, in pixels: what clients get equal shares of."""
 
-    @property
-    def num_images(self) -> int:
-        """Number of images."""
-        return len(self.call.pixels)
-
-    @property
-    def work(self) -> int:
-        """How long it keeps the mixer busy, in pixels: what clients get equal shares of."""
-        return len(self.call.pixels) * self.key.height * self.key.width
+    def __post_init__(self) -> None:
+        self.num_images = len(self.call.pixels)
+        self.work = self.num_images * self.key.height * self.key.width
 
     def give_up(self) -> None:
         """Let go of the answer: work that has not begun is dropped."""

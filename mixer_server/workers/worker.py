@@ -16,6 +16,7 @@ from mixer_server.workers.worker_link import ParentLink, Report
 from samix.errors import InputError
 from services.cli import program
 from services.config import parse_config
+from services.cpu_policy import run_uninterrupted
 from services.logs import setup_logging
 from services.malloc import tune_malloc
 from services.signals import StopRequest, stop_on_signals
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     index, grpc_port, *flags, descriptor = sys.argv[1:] if argv is None else argv
     config = parse_config(ServerConfig, "serve", flags)
     tune_malloc()
+    run_uninterrupted()
     setup_logging(config.log_format)
     _label_logs(int(index))
     # The parent alone insists. What it sends may come twice: also from whoever stops all processes of a container.

@@ -5,8 +5,10 @@ from typing import Any, Protocol
 
 from samix.errors import MixerError
 from samix.framing import Framed
+from samix.pieces import Scattered
 
-Outcome = Framed[Any] | MixerError
+Answer = Framed[Any] | Scattered[Any]
+Outcome = Answer | MixerError
 """An answer, or why there is none."""
 
 

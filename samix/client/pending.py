@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from samix import wire
+from samix.client.attempts import Answer
 from samix.client.config import Exchange
 from samix.client.pixels import shrink
 from samix.client.replicas import Replicas, Route
@@ -17,6 +18,7 @@ from samix.framing import Framed
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float
 from samix.mixing.render import compose
+from samix.pieces import ScatteredPixels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +125,7 @@ class PendingMix:
             call = replace(call, pixels=shrink(torch.from_numpy(call.pixels), exchange.encoder_size).numpy())
         return wire.encode_request(call, exchange.jpeg_quality if exchange.encoding == "jpeg" else None)
 
-    def _read(self, answer: Framed) -> wire.MixReply:
+    def _read(self, answer: Answer) -> wire.MixReply:
         reply = wire.decode_response(answer, self._call)
         self._note_version(reply.version)
         return reply
@@ -136,7 +138,17 @@ class PendingMix:
         mixed = compose(images, labels, self._plan, _tensor(reply.mask_logits), reply.rendering)
         if reply.images is None:
             return mixed
-        return replace(mixed, images=as_unit_float(_tensor(reply.images).to(images.device)))
+        return replace(mixed, images=_unit_float(reply.images, images.device))
+
+
+def _unit_float(images: np.ndarray | ScatteredPixels, device: torch.device) -> Tensor:
+    if device.type != "cpu" and isinstance(images, ScatteredPixels):
+        images = images.join()  # a quarter of the bytes of floats has to cross
+    if isinstance(images, ScatteredPixels):
+        whole = torch.empty(images.shape)
+        images.copy_to(whole.numpy())
+        return whole.div_(255)
+    return as_unit_float(_tensor(images).to(device))
 
 
 def _tensor(array: np.ndarray) -> Tensor:

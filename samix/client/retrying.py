@@ -12,14 +12,13 @@ import random
 import threading
 import time
 from concurrent.futures import Future
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from samix.client.attempts import Attempt, Outcome
+from samix.client.attempts import Answer, Attempt, Outcome
 from samix.client.config import ClientConfig
 from samix.client.hedging import Hedging
 from samix.client.timers import Timers
 from samix.errors import BadBatch, MixerCancelled, MixerError, MixerOverloaded, MixerTimeout, MixerUnavailable
-from samix.framing import Framed
 
 RetryReason = Literal["unavailable", "overloaded", "timeout"]
 
@@ -90,7 +89,7 @@ class RetryingCall:
         self._started = time.monotonic()
         self._deadline = self._started + config.deadline_s
         self._lock = threading.Lock()
-        self._answer: Future[Framed[Any]] = Future()
+        self._answer: Future[Answer] = Future()
         self._sender: Sender | None = None
         self._first_sent = self._started
         self._under_way: list[Attempt] = []
@@ -125,7 +124,7 @@ class RetryingCall:
         """End with an error of ours before anything was sent."""
         self._settle(error)
 
-    def result(self) -> Framed[Any]:
+    def result(self) -> Answer:
         """Wait for the answer, at most until the deadline.
 
         Raises:
@@ -190,7 +189,7 @@ class RetryingCall:
         for other in others:
             other.cancel()
 
-    def _take(self, answer: Framed[Any]) -> None:
+    def _take(self, answer: Answer) -> None:
         now = time.monotonic()
         self.answer_s = now - self._started
         if self._hedging is not None:

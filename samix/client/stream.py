@@ -12,18 +12,17 @@ from contextlib import suppress
 from typing import Any
 
 import grpc
-import numpy as np
 from google.protobuf.message import DecodeError
 
-from samix.client.attempts import Outcome
-from samix.client.buffers import Buffers
+from samix.client.attempts import Answer, Outcome
 from samix.client.config import StreamPolicy
 from samix.client.stream_attempt import StreamAttempt
 from samix.client.timers import Timers
 from samix.client.unary import SERVICE, Line
 from samix.errors import MixerBroken, MixerCancelled, MixerError, MixerUnavailable
-from samix.framing import Framed, as_bytes, chunks, join, split
+from samix.framing import Framed, chunks, join, split
 from samix.mixer.v1 import mixer_pb2 as pb
+from samix.pieces import Pieces, Scattered
 from samix.status import from_refusal, from_rpc_error
 
 log = logging.getLogger(__name__)
@@ -38,23 +37,23 @@ _LONGEST_MS = 2**32 - 1  # that the wire can say: 49 days
 class _Answer:
     """An answer while its chunks come in."""
 
-    def __init__(self, message: pb.MixResponse, pixels: np.ndarray) -> None:
+    def __init__(self, message: pb.MixResponse, num_bytes: int) -> None:
         self.message = message
-        self.pixels = pixels
-        self.filled = 0
+        self.pixels = Pieces()
+        self._num_bytes = num_bytes
 
     def add(self, chunk: memoryview) -> bool:
         """Take the next bytes; False if they are more than was said."""
-        end = self.filled + len(chunk)
-        if end > len(self.pixels):
-            return False
-        self.pixels[self.filled : end] = np.frombuffer(chunk, np.uint8)
-        self.filled = end
-        return True
+        self.pixels.add(chunk)
+        return len(self.pixels) <= self._num_bytes
 
     @property
     def is_whole(self) -> bool:
-        return self.filled == len(self.pixels)
+        return len(self.pixels) == self._num_bytes
+
+    @property
+    def outcome(self) -> Answer:
+        return Scattered(self.message, self.pixels) if self._num_bytes else Framed(self.message)
 
 
 class Stream:
@@ -90,7 +89,6 @@ class Stream:
         self._has_ended = False
         self._is_hung_up = False
         self._busy_s = time.monotonic()
-        self._buffers = Buffers()
         self._answer: _Answer | None = None
         self._failure: MixerError | None = None
         self._call: Any = None
@@ -116,7 +114,7 @@ class Stream:
             self._unsent.append(attempt)
             self._num_taken += 1
             self._is_retired = self._num_taken >= self._max_batches
-            self._changed.notify_all()
+            self._wake()
         return True
 
     def give_up(self, attempt: StreamAttempt) -> None:
@@ -187,6 +185,11 @@ class Stream:
     def _has_something_to_do(self) -> bool:
         return self._can_send() or bool(self._given_up) or self._has_ended or self._has_sent_all()
 
+    def _wake(self) -> None:
+        """Wake the sender if there is something to do; for nothing it would cost a tenth of what a JPEG batch takes."""
+        if self._has_something_to_do():
+            self._changed.notify_all()
+
     def _can_send(self) -> bool:
         return bool(self._unsent) and len(self._sent) < self._credits and self._num_sent < self._max_batches
 
@@ -241,11 +244,11 @@ class Stream:
         if message.HasField("response"):
             if message.pixel_bytes > self._max_answer_bytes:
                 raise MixerBroken(f"an answer of {message.pixel_bytes} bytes is announced, over max_message_bytes")
-            self._answer = _Answer(message.response, self._buffers.take(message.pixel_bytes))
+            self._answer = _Answer(message.response, message.pixel_bytes)
         if self._answer is None or not self._answer.add(framed.bulk):
             raise MixerBroken(f"a chunk of batch {message.sequence} is not part of its answer")
         if self._answer.is_whole:
-            self._settle(Framed(self._answer.message, as_bytes(self._answer.pixels)))
+            self._settle(self._answer.outcome)
 
     def _read_terms(self, message: pb.MixStreamResponse) -> None:
         with self._changed:
@@ -265,7 +268,7 @@ class Stream:
             attempt = self._sent.popleft()
             self._first += 1
             self._busy_s = time.monotonic()
-            self._changed.notify_all()
+            self._wake()
         attempt.settle(outcome)
 
     def _end(self) -> None:

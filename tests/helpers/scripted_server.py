@@ -16,12 +16,14 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from samix.client.retrying import ClientObserver, RetryReason
 from samix.errors import MixerError, MixerNotFound
+from samix.jpeg import JpegBatch
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixer.v1 import mixer_pb2_grpc
 from samix.mixing.batch import MixPlan
 from samix.mixing.frozen import FrozenMixer, random_mixer
 from samix.mixing.presets import tiny_spec
 from samix.mixing.render import Rendering, compose
+from samix.pieces import as_array
 from samix.status import to_refusal, to_status
 from samix.wire import MixCall, MixReply, decode_request, encode_rendering, encode_response
 
@@ -182,8 +184,8 @@ def serving(
 
 def pixels_of(call: MixCall) -> np.ndarray:
     """Return the pixels of a call, decoded, in memory of their own."""
-    if isinstance(call.pixels, np.ndarray):
-        return call.pixels.copy()
+    if not isinstance(call.pixels, JpegBatch):
+        return as_array(call.pixels).copy()
     bounds, data = call.pixels.bounds(), call.pixels.data
     pictures = [torch.frombuffer(bytearray(data[start:end]), dtype=torch.uint8) for start, end in bounds]
     return np.stack([np.asarray(decode_jpeg(picture, ImageReadMode.RGB)) for picture in pictures])

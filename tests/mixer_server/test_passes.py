@@ -14,6 +14,7 @@ from samix.jpeg import JpegBatch, encode_images
 from samix.mixing.batch import MixPlan
 from samix.mixing.frozen import FrozenMixer
 from samix.mixing.render import render_masks
+from samix.pieces import as_array
 from samix.wire import MixCall, MixReply
 
 
@@ -114,7 +115,7 @@ def test_images_as_float16(mixer: FrozenMixer):
 
     assert first.reply.images is not None
     assert first.reply.images.dtype == np.float16
-    assert 255 * first.reply.images.astype(np.float32) == pytest.approx(second.reply.images, abs=0.7)
+    assert 255 * as_array(first.reply.images).astype(np.float32) == pytest.approx(second.reply.images, abs=0.7)
 
 
 @pytest.mark.parametrize("num_calls", [1, 2])

@@ -21,6 +21,7 @@ from samix.framing import Framed
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixer.v1.mixer_pb2_grpc import MixerServiceStub
 from samix.mixing.frozen import FrozenMixer
+from samix.pieces import as_array
 from samix.wire import MixCall, MixReply, decode_response, encode_request
 
 Gated = tuple[FrozenMixer, Gate]
@@ -97,7 +98,9 @@ def test_answers_come_in_order_and_equal_those_of_unary_calls(server: MixerServe
         np.testing.assert_allclose(reply.mask_logits.astype(float), alone.mask_logits.astype(float), atol=0.02)
         if reply.images is not None and alone.images is not None:
             assert reply.images.dtype == call.image_dtype
-            np.testing.assert_allclose(reply.images.astype(float), alone.images.astype(float), atol=1)
+            np.testing.assert_allclose(
+                as_array(reply.images).astype(float), as_array(alone.images).astype(float), atol=1
+            )
 
 
 def test_images_as_float16_are_finer_than_uint8(server: MixerServer, stub: MixerServiceStub):
@@ -109,7 +112,9 @@ def test_images_as_float16_are_finer_than_uint8(server: MixerServer, stub: Mixer
 
     assert coarse is not None
     assert fine is not None
-    np.testing.assert_allclose(fine.astype(np.float32) * 255, coarse, atol=0.63)  # half a step, and float16's own
+    np.testing.assert_allclose(
+        as_array(fine).astype(np.float32) * 255, as_array(coarse), atol=0.63
+    )  # half a step, and float16's own
 
 
 def test_a_refused_batch_leaves_the_others_alone(server: MixerServer):

@@ -1,7 +1,8 @@
 """Draw what mixers do: mixed pairs with their masks, the maps behind them, and whether masks follow lambda."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor
 
 from samix.errors import ConfigError
-from samix.mixing.artefact import load_mixer
 from samix.mixing.frozen import FrozenMixer
 from samix.mixing.plan import generator_for
 from samix.mixing.policies import PolicyName, hand_crafted
@@ -22,6 +22,7 @@ from services.shards.augment import CentreCrop
 from services.shards.decode import open_picture
 from services.shards.index import open_shards
 from services.shards.reader import SampleReader
+from trainer.learned import LearnedMixer, open_file, open_served
 from trainer.pictures.maps import draw_maps
 from trainer.pictures.masks_plot import draw_masks_plot, look_at
 from trainer.pictures.mixes import draw_gallery
@@ -45,6 +46,10 @@ class GalleryConfig:
     """The PNG to write."""
     mixer: tuple[Path, ...] = ()
     """Learned mixers: one or several .safetensors files."""
+    connect: str = ""
+    """A running server, HOST or HOST:PORT or unix:///PATH: its mixers are drawn as those from files are."""
+    mixer_name: tuple[str, ...] = ()
+    """Which of the server's mixers; none takes all."""
     policies: tuple[PolicyName, ...] = ()
     """Hand-crafted policies, one or several; drawn before the learned mixers."""
     masks_plot: Path | None = None
@@ -63,10 +68,18 @@ class GalleryConfig:
     """Where mixers run."""
 
     def __post_init__(self) -> None:
-        if not self.mixer and not self.policies:
-            raise ConfigError("nothing mixes: give --mixer FILE.safetensors, --policies mixup cutmix, or both")
+        if not (self.mixer or self.connect or self.policies):
+            raise ConfigError(
+                "nothing mixes: give --mixer FILE.safetensors, --connect HOST:PORT or --policies mixup cutmix, "
+                "or several of them"
+            )
+        if self.mixer_name and not self.connect:
+            raise ConfigError("--mixer-name chooses among the mixers of a server; give --connect HOST:PORT with it")
         if self.maps and not self.mixer:
-            raise ConfigError("--maps draws the inside of a learned mixer; give one with --mixer FILE.safetensors")
+            raise ConfigError(
+                "--maps draws the inside of a learned mixer, which a server does not show; give one with "
+                "--mixer FILE.safetensors"
+            )
         if self.pairs < 1:
             raise ConfigError(f"pairs must be at least 1, got {self.pairs}")
         if not all(0 <= lam <= 1 for lam in self.lams):
@@ -75,31 +88,31 @@ class GalleryConfig:
             if path.suffix.lower() != ".png":
                 raise ConfigError(f"pictures are written as .png, got {str(path)!r}")
 
-    @property
-    def resolved_lams(self) -> tuple[float, ...]:
-        """The lambdas that are drawn."""
-        return self.lams or (_SWEEP if len(self.mixer) + len(self.policies) == 1 else (0.5,))
-
 
 @program
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Run `samix gallery --mixer FILE --policies NAME --data GLOB --out PNG`."""
+    """Run `samix gallery --mixer FILE --connect HOST --policies NAME --data GLOB --out PNG`."""
     config = parse_config(GalleryConfig, "gallery", argv)
     setup_logging()
     device = choose_device(config.device)
-    learned = _load(config, device)
+    with _open(config, device) as learned:
+        _draw(config, learned, device)
+    return 0
+
+
+def _draw(config: GalleryConfig, learned: dict[str, LearnedMixer], device: torch.device) -> None:
     pictures = _pictures(config, _trained_size(config, learned)).to(device)
     mixers: dict[str, Mixer] = {name: hand_crafted(name) for name in config.policies}
-    mixers |= learned
-    pairs, lams = pictures[: 2 * config.pairs], config.resolved_lams
+    mixers |= {title: each.mixer for title, each in learned.items()}
+    pairs, lams = pictures[: 2 * config.pairs], config.lams or (_SWEEP if len(mixers) == 1 else (0.5,))
     draw_gallery(config.out, mixers, pairs, lams, seed=config.seed)
     log.info("gallery", extra={"path": str(config.out), "mixers": ", ".join(mixers)})
     if config.maps is not None:
-        draw_maps(config.maps, learned, pairs, lams[len(lams) // 2])
-        log.info("maps", extra={"path": str(config.maps), "mixers": ", ".join(learned)})
+        loaded = {name: mixer for name, mixer in mixers.items() if isinstance(mixer, FrozenMixer)}
+        draw_maps(config.maps, loaded, pairs, lams[len(lams) // 2])
+        log.info("maps", extra={"path": str(config.maps), "mixers": ", ".join(loaded)})
     if config.masks_plot is not None:
         _plot_masks(config, config.masks_plot, mixers, pictures)
-    return 0
 
 
 def _plot_masks(config: GalleryConfig, path: Path, mixers: dict[str, Mixer], pictures: Tensor) -> None:
@@ -111,21 +124,30 @@ def _plot_masks(config: GalleryConfig, path: Path, mixers: dict[str, Mixer], pic
         log.info("masks_plot", extra={"path": str(path), "mixer": name, **figures, "verdict": look.verdict})
 
 
-def _load(config: GalleryConfig, device: torch.device) -> dict[str, FrozenMixer]:
-    mixers = [load_mixer(path, str(device)) for path in config.mixer]
-    return {f"{mixer.name} {mixer.version}": mixer for mixer in mixers}
+@contextmanager
+def _open(config: GalleryConfig, device: torch.device) -> Iterator[dict[str, LearnedMixer]]:
+    """Open the learned mixers by what is written above them: those from files first."""
+    learned = {each.title: each for each in (open_file(path, device) for path in config.mixer)}
+    if not config.connect:
+        yield learned
+        return
+    with open_served(config.connect, config.mixer_name) as served:
+        here = learned.keys()
+        yield learned | {f"{e.title} at {config.connect}" if e.title in here else e.title: e for e in served}
 
 
-def _trained_size(config: GalleryConfig, mixers: dict[str, FrozenMixer]) -> int:
+def _trained_size(config: GalleryConfig, learned: dict[str, LearnedMixer]) -> int:
     """Choose the side of the pictures; 0 where only the data can tell."""
-    trained = {mixer.spec.image_size for mixer in mixers.values()}
+    trained = {each.image_size for each in learned.values()} - {0}
     if not config.image_size and len(trained) > 1:
-        raise ConfigError(f"the mixers were trained on {sorted(trained)} pixels; choose one size with --image-size")
+        cure = "one size with --image-size" + (", or one of them with --mixer-name" if config.connect else "")
+        raise ConfigError(f"the mixers were trained on {sorted(trained)} pixels; choose {cure}")
     image_size = config.image_size or max(trained, default=0)
-    if not mixers and image_size < 0:
+    for each in learned.values():
+        if isinstance(each.mixer, FrozenMixer):  # a server refuses by itself
+            each.mixer.spec.check_size(image_size, image_size)
+    if image_size < 0:
         raise ConfigError(f"image_size must be a number of pixels, or 0 for the data's own, got {image_size}")
-    for mixer in mixers.values():
-        mixer.spec.check_size(image_size, image_size)
     return image_size
 
 

@@ -27,4 +27,5 @@ def describe(mixer: FrozenMixer, max_images: int) -> pb.MixerInfo:
         max_tokens=spec.max_tokens,
         stride=spec.stride,
         pixel_formats=PIXEL_FORMATS,
+        image_size=spec.image_size,
     )

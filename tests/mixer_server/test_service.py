@@ -59,6 +59,7 @@ def test_describes_mixers(mixer: FrozenMixer):
         "max_tokens": spec.max_tokens,
         "stride": spec.stride,
         "pixel_formats": ["PIXEL_FORMAT_UINT8", "PIXEL_FORMAT_FLOAT32", "PIXEL_FORMAT_JPEG"],
+        "image_size": spec.image_size,
     }
 
 

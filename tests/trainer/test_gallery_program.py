@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.image import imread
+from serving import serve, tiny_mixer
 from training import SIDE, picture, write_pictures, write_shard
 
+from mixer_server.app import MixerServer
 from samix.mixing.artefact import save_artefact
 from samix.mixing.frozen import random_mixer
 from samix.mixing.presets import TINY_RESNET, samix_spec
@@ -79,12 +82,60 @@ def test_mixers_of_two_sizes_need_one_to_be_chosen(
     assert "trained on [16, 32] pixels; choose one size with --image-size" in capsys.readouterr().err
 
 
+def test_a_server_shows_what_its_files_hold(artefact: Path, server: MixerServer, shard: str, tmp_path: Path):
+    """A mixer of a running server is drawn and measured as it is from its file, but for the rounding of its answers."""
+    usual = ["--data", shard, "--pairs", "2", "--device", "cpu"]
+    homes = {"file": ["--mixer", str(artefact)], "server": ["--connect", server.addresses["grpc"]]}
+
+    for name, flags in homes.items():
+        pictures = ["--out", str(tmp_path / f"{name}.png"), "--masks-plot", str(tmp_path / f"{name}-masks.png")]
+        assert main([*usual, *flags, *pictures]) == 0
+
+    for kind in ("", "-masks"):
+        drawn = [imread(tmp_path / f"{name}{kind}.png") for name in homes]
+        assert np.abs(drawn[0] - drawn[1]).max() < (2.5 / 255 if not kind else 1.01)
+        assert np.abs(drawn[0] - drawn[1]).mean() < 0.1 / 255
+
+
+def test_all_mixers_of_a_server_stand_beside_those_from_files(artefact: Path, shard: str, tmp_path: Path):
+    """Without names all are drawn, one of the same name as a file's too; with names only those."""
+    usual = ["--data", shard, "--pairs", "1", "--device", "cpu", "--lams", "0.5"]
+    margin, cell, group_gap = 10, 96, 14
+
+    with serve(tiny_mixer(), tiny_mixer("zebra", seed=1)) as running:
+        both = ["--connect", running.addresses["grpc"]]
+        runs = {
+            3: both,
+            4: [*both, "--mixer", str(artefact)],
+            2: [*both, "--mixer-name", "zebra"],
+        }
+        for columns, flags in runs.items():
+            assert main([*usual, *flags, "--out", str(tmp_path / f"{columns}.png")]) == 0
+
+    for columns in runs:
+        width = imread(tmp_path / f"{columns}.png").shape[1]
+        assert width == 2 * margin + columns * cell + (columns - 1) * group_gap
+
+
+def test_says_what_the_server_has(server: MixerServer, shard: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A name that the server does not know is answered with those it knows."""
+    flags = ["--connect", server.addresses["grpc"], "--mixer-name", "tiny", "lion", "--data", shard]
+
+    status = main([*flags, "--out", str(tmp_path / "gallery.png")])
+
+    assert status == 2
+    assert "hosts no mixer lion; it has tiny" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        ([], "nothing mixes: give --mixer FILE.safetensors, --policies mixup cutmix, or both"),
+        ([], "nothing mixes: give --mixer FILE.safetensors, --connect HOST:PORT or --policies mixup cutmix"),
         (["--policies"], "nothing mixes"),
         (["--policies", "mixup", "--maps", "maps.png"], "--maps draws the inside of a learned mixer"),
+        (["--connect", "localhost", "--maps", "maps.png"], "which a server does not show"),
+        (["--policies", "mixup", "--mixer-name", "tiny"], "give --connect HOST:PORT with it"),
+        (["--connect", "no address"], "a mixer's address is host:port"),
         (["--policies", "mixup", "--image-size", "-16"], "got -16"),
     ],
 )

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 _DPI = 100
-_CELL, _GAP, _GROUP_GAP, _MARGIN, _LINE = 96, 3, 14, 10, 16  # pixels; a cell is at least _CELL wide
+_CELL, _GAP, _GROUP_GAP, _MARGIN, _LINE = 96, 3, 14, 10, 16  # pixels; of a cell at least, unless a grid says more
 _FRAME = 0.8  # a grey: white masks would melt into the page
 _LETTER = 6.7  # pixels a letter takes on average: 9 pt plain, 8 pt bold
 
@@ -65,11 +65,15 @@ class Grid:
     """The columns."""
     blocks: Sequence[Sequence[Sequence[Cell]]]
     """Blocks of rows that belong together; each row holds one cell for each column."""
+    cell: int = _CELL
+    """Side that a picture has at least, in pixels."""
 
 
 def draw_grid(path: Path, grid: Grid) -> None:
     """Write a grid as PNG."""
-    cells = torch.stack([torch.stack([_fit(cell.picture) for cell in row]) for block in grid.blocks for row in block])
+    cells = torch.stack(
+        [torch.stack([_fit(cell.picture, grid.cell) for cell in row]) for block in grid.blocks for row in block]
+    )
     side = cells.shape[-1]
     columns, width = _offsets([len(group.titles) for group in grid.groups], side, _MARGIN)
     caption = textwrap.wrap(grid.caption, int((width - _MARGIN) / _LETTER))
@@ -87,12 +91,12 @@ def draw_grid(path: Path, grid: Grid) -> None:
     figure.savefig(path, dpi=_DPI)
 
 
-def _fit(picture: Tensor) -> Tensor:
+def _fit(picture: Tensor, least: int) -> Tensor:
     side = picture.shape[-1]
     picture = picture.float().cpu()
-    if side >= _CELL:
-        return F.avg_pool2d(picture, side // _CELL)
-    zoom = -(-_CELL // side)
+    if side >= least:
+        return F.avg_pool2d(picture, side // least)
+    zoom = -(-least // side)
     return picture.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
 
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
+from samix.client.remote import RemoteMixer
 from samix.mixing.batch import as_unit_float
 from samix.mixing.frozen import FrozenMixer
 from samix.mixing.protocol import Mixer
@@ -71,7 +72,7 @@ def look_at(mixer: Mixer, pictures: Tensor, *, pairs: int, seed: int) -> MaskLoo
         pairs: how many pairs to keep.
         seed: draws partners, and what a policy draws.
     """
-    is_learned = isinstance(mixer, FrozenMixer)
+    is_learned = isinstance(mixer, FrozenMixer | RemoteMixer)
     quality = mask_quality(mixer, pictures if is_learned else pictures[:_POLICY_IMAGES], seed=seed)
     shown = pictures[: 2 * pairs]
     masks = list(masks_over(mixer, shown, torch.arange(2 * pairs).roll(-pairs), EXAMPLE_LAMS, seed=seed))

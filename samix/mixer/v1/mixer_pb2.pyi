@@ -172,7 +172,7 @@ class FieldViolation(_message.Message):
     def __init__(self, field: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class MixerInfo(_message.Message):
-    __slots__ = ("name", "version", "sha256", "encoder", "stage", "mode", "rendering", "min_side", "max_side", "max_images", "max_tokens", "stride", "pixel_formats")
+    __slots__ = ("name", "version", "sha256", "encoder", "stage", "mode", "rendering", "min_side", "max_side", "max_images", "max_tokens", "stride", "pixel_formats", "image_size")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -186,6 +186,7 @@ class MixerInfo(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STRIDE_FIELD_NUMBER: _ClassVar[int]
     PIXEL_FORMATS_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     sha256: str
@@ -199,7 +200,8 @@ class MixerInfo(_message.Message):
     max_tokens: int
     stride: int
     pixel_formats: _containers.RepeatedScalarFieldContainer[PixelFormat]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., encoder: _Optional[str] = ..., stage: _Optional[int] = ..., mode: _Optional[str] = ..., rendering: _Optional[_Union[Rendering, _Mapping]] = ..., min_side: _Optional[int] = ..., max_side: _Optional[int] = ..., max_images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stride: _Optional[int] = ..., pixel_formats: _Optional[_Iterable[_Union[PixelFormat, str]]] = ...) -> None: ...
+    image_size: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., encoder: _Optional[str] = ..., stage: _Optional[int] = ..., mode: _Optional[str] = ..., rendering: _Optional[_Union[Rendering, _Mapping]] = ..., min_side: _Optional[int] = ..., max_side: _Optional[int] = ..., max_images: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stride: _Optional[int] = ..., pixel_formats: _Optional[_Iterable[_Union[PixelFormat, str]]] = ..., image_size: _Optional[int] = ...) -> None: ...
 
 class ListMixersRequest(_message.Message):
     __slots__ = ()

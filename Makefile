@@ -40,8 +40,8 @@ format: $(READY)  ## rewrite the code as `check` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-PROTOS := $(wildcard protos/samix/mixer/v1/*.proto)
-protos: $(READY)  ## regenerate samix/mixer/v1 from protos/
+PROTOS := $(wildcard protos/samix/*/*/*.proto)
+protos: $(READY)  ## regenerate samix/mixer/v1 and samix/inference/v2 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 bench: $(READY)  ## how much of a mixer's speed arrives through the server; ARGS=--full for 224 px as well

@@ -25,6 +25,13 @@ LAZY_LIBRARY = {"timm", "torchvision", "scipy"}
 """Imported inside functions: they take seconds, and the client never needs them."""
 
 
+NEIGHBOURS = {
+    "samix/adapters/lightning.py": {"lightning", "pytorch_lightning"},
+    "samix/adapters/transformers.py": {"transformers"},
+}
+"""Adapters whose classes extend those of a neighbour; whoever imports them has it."""
+
+
 @dataclass(frozen=True)
 class Import:
     """One import statement."""
@@ -94,10 +101,19 @@ def test_the_library_needs_only_its_few_dependencies() -> None:
     foreign = [
         found
         for found in imports_below("samix")
-        if found.top not in allowed and (found.at_top or found.top not in LAZY_LIBRARY)
+        if found.top not in allowed | NEIGHBOURS.get(found.file, set())
+        and (found.at_top or found.top not in LAZY_LIBRARY)
     ]
 
     assert not foreign
+
+
+def test_the_library_knows_no_adapters() -> None:
+    """Nothing in samix imports an adapter but another adapter, so that no neighbour is needed."""
+    users = {found.file for found in imports_below("samix") if within(found.module, "samix.adapters")}
+
+    assert users
+    assert all(file.startswith("samix/adapters/") for file in users)
 
 
 def test_the_mathematics_knows_no_network() -> None:
@@ -107,6 +123,13 @@ def test_the_mathematics_knows_no_network() -> None:
     wrong = [found for found in imports_below("samix/mixing") if any(within(found.module, name) for name in above)]
 
     assert not wrong
+
+
+def test_the_library_leaves_the_inference_protocol_to_the_server() -> None:
+    """No client of ours imports the messages of the Open Inference Protocol, which tritonclient defines as well."""
+    users = [found for found in imports_below("samix") if within(found.module, "samix.inference")]
+
+    assert not [found for found in users if not found.file.startswith("samix/inference/")]
 
 
 def test_the_servicer_knows_no_tensors() -> None:

@@ -327,6 +327,7 @@ def test_memory_is_given_back(server: MixerServer):
         talk.hang_up()
         talk.status()
     server.front.join(WAIT_S)
+    wait_until(lambda: sample(server, "mixer_streams_open") == 0)  # the cancelled one ends by itself
 
     assert sample(server, "mixer_request_memory_bytes") == 0
     assert sample(server, "mixer_requests_in_flight") == 0

@@ -10,6 +10,9 @@ from pathlib import Path
 import grpc
 
 from mixer_server.config import ServerConfig
+from mixer_server.datasets.config import parse_datasets
+from mixer_server.datasets.datasets import Datasets, open_datasets
+from mixer_server.datasets.metrics import DatasetMetrics
 from mixer_server.engine.device import open_passes
 from mixer_server.engine.engine import Engine, warm_up
 from mixer_server.engine.passes import Passes
@@ -27,7 +30,8 @@ from mixer_server.metrics import MixerMetrics
 from mixer_server.pages import make_routes
 from mixer_server.scheduling.batcher import Batcher
 from mixer_server.scheduling.budget import MemoryBudget
-from mixer_server.scheduling.memory import request_bytes
+from mixer_server.scheduling.memory import planned_mib, request_bytes
+from samix.errors import ConfigError
 from samix.mixing.artefact import load_mixer
 from samix.mixing.frozen import FrozenMixer
 from services.addresses import format_address
@@ -95,6 +99,7 @@ class MixerServer:
 
         Raises:
             ConfigError: if an address cannot be listened on.
+            ShardError: if a dataset cannot be read.
             BadBatch: if a mixer does not take images of a side it is to be warmed up with.
             ArtefactError: if a mixer's masks are not numbers.
         """
@@ -143,7 +148,13 @@ class MixerServer:
         server.start()
 
     def _serve_pages(self, host: str) -> None:
-        routes = make_routes(self.registry, self.readiness, self.metrics.registry, self.repository.entries)
+        routes = make_routes(
+            self.registry,
+            self.readiness,
+            self.metrics.registry,
+            self.repository.entries,
+            max_images=self.config.requests.max_images,
+        )
         http = serve_pages(routes, host, self.config.http_port)
         self._opened.callback(http.close)
         metrics = serve_metrics(self.metrics.registry, host, self.config.metrics_port)
@@ -160,7 +171,9 @@ class MixerServer:
 
     def _open_grpc(self) -> grpc.Server:
         config = self.config.requests
-        budget = MemoryBudget(request_bytes(self.config.memory_mib), self.batcher.retry_after_s)
+        memory_mib = _memory_mib(self.config)
+        datasets = self._open_datasets()
+        budget = MemoryBudget(request_bytes(memory_mib), self.batcher.retry_after_s)
         self.metrics.watch_memory(budget)
         memory = self._open_shared_memory()
         intake = Intake(
@@ -180,10 +193,19 @@ class MixerServer:
             intake=intake,
             budget=budget,
             metrics=self.metrics,
+            datasets=datasets,
         )
         server = self.front.open(shares_port=self._is_worker)
         self._opened.callback(lambda: self.front.close(self._grace_s))
         return server
+
+    def _open_datasets(self) -> Datasets:
+        config = self.config
+        metrics = DatasetMetrics(self.metrics.registry)
+        self.datasets = open_datasets(parse_datasets(config.dataset), config.datasets, metrics)
+        self._opened.callback(self.datasets.close)
+        self.datasets.start()
+        return self.datasets
 
     def _open_shared_memory(self) -> SharedMemory | None:
         config = self.config
@@ -223,3 +245,15 @@ class MixerServer:
     def _close(self) -> None:
         self.batcher.close()
         self._opened.close()
+
+
+def _memory_mib(config: ServerConfig) -> int:
+    """Say what memory is left for mixers and requests, in MiB, beside the pictures of datasets."""
+    if not config.datasets.memory_mib:
+        return config.memory_mib
+    planned, pictures = planned_mib(config.memory_mib), config.datasets.memory_mib
+    if pictures >= planned:
+        raise ConfigError(
+            f"datasets.memory-mib is {pictures}, of the {planned} that memory-mib plans; leave room for requests"
+        )
+    return planned - pictures

@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import tyro
+
+from mixer_server.datasets.config import DatasetsConfig, parse_datasets
 from mixer_server.front.leases import LeaseConfig
 from mixer_server.front.request_config import RequestConfig
 from mixer_server.limits import check_seconds
@@ -20,8 +23,11 @@ MAX_WORKERS = 256
 class ServerConfig:
     """Serve mixers over gRPC, with health checks, a status page and metrics."""
 
-    mixers: tuple[Path, ...]
-    """Mixer files (.safetensors), or folders of them."""
+    mixers: tuple[Path, ...] = ()
+    """Mixer files (.safetensors), or folders of them; may be missing where there is a --dataset."""
+    dataset: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A dataset that is read here and streamed to clients, NAME=SHARDS; may be given several times. SHARDS is a path,
+    a glob, a pattern like train-{000000..000003}.tar, an address, or pipe:COMMAND (quote it)."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 serves other machines too."""
     grpc_port: int = 8001
@@ -80,6 +86,8 @@ class ServerConfig:
     """What a single request may ask for."""
     leases: LeaseConfig = field(default_factory=LeaseConfig)
     """How shared memory is handed out."""
+    datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
+    """How datasets are read, decoded and streamed."""
 
     def __post_init__(self) -> None:
         for name in ("grpc_port", "http_port", "metrics_port"):
@@ -117,6 +125,12 @@ class ServerConfig:
             raise ConfigError(
                 f"shared-memory-mib is {self.shared_memory_mib}, but only callers on a unix socket may use it; "
                 "give --unix-socket PATH as well, or omit --shared-memory-mib"
+            )
+        parse_datasets(self.dataset)
+        if self.dataset and self.workers > 1:
+            raise ConfigError(
+                f"dataset {self.dataset[0]} is streamed by one process, which knows all of its consumers, workers is "
+                f"{self.workers}; start a server of its own for datasets, with --workers 1"
             )
         if self.requests.max_images > self.batching.max_queue_images:
             raise ConfigError(

@@ -114,7 +114,8 @@ class MixerMetrics:
         self.model_ready.labels(mixer.name).set_function(is_ready)
         self.batches.labels(mixer.name, mixer.version)
         self.nonfinite_masks.labels(mixer.name)
-        self.requests.labels(mixer.name, mixer.version, "Mix", "OK")
+        for method in ("Mix", "ModelInfer"):
+            self.requests.labels(mixer.name, mixer.version, method, "OK")
         for mode in ("mask_logits", "images"):
             self.images.labels(mixer.name, mixer.version, mode)
 

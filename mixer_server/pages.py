@@ -2,12 +2,15 @@
 
 import html
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from prometheus_client import CollectorRegistry
 
 from mixer_server.front.readiness import Readiness
 from mixer_server.hosting.registry import Registry
 from mixer_server.hosting.repository import Entry
+from mixer_server.oip.catalogue import Catalogue
+from mixer_server.oip.pages import ProtocolRoutes, answer_path
 from samix.mixing.frozen import FrozenMixer
 from services.http import Page, Routes
 from services.metrics import metrics_page
@@ -46,6 +49,8 @@ def make_routes(
     readiness: Readiness,
     metrics: CollectorRegistry,
     list_entries: Callable[[], Sequence[Entry]] = list,
+    *,
+    max_images: int,
 ) -> Routes:
     """Make the pages of a mixer server.
 
@@ -54,13 +59,15 @@ def make_routes(
         readiness: whether that takes work.
         metrics: for the page of metrics.
         list_entries: lists the mixer files that the server knows.
+        max_images: most images of one request.
     """
-    return {
+    pages = {
         "/": lambda: _status_page(registry, readiness, list_entries()),
         "/livez": lambda: Page("ok\n"),
         "/readyz": lambda: _ready_page(readiness),
         "/metrics": metrics_page(metrics),
     }
+    return ProtocolRoutes(pages, partial(answer_path, Catalogue(registry, readiness, max_images)))
 
 
 def _ready_page(readiness: Readiness) -> Page:

@@ -13,6 +13,9 @@ MixerError                   what happened to one mix
   MixerTimeout               no answer before the deadline; safe to try again
   MixerCancelled             the caller gave up
   MixerBroken                a bug on the server; tell its operators
+  StaleCursor                a subscription cannot go on there: other data, seed, mixer version or sizes
+  ConsumerTaken              another client is that consumer
+  DataLost                   shards of a dataset are damaged beyond the budget
 """
 
 
@@ -46,7 +49,7 @@ class BadBatch(MixerError, InputError):
 
 
 class MixerNotFound(MixerError):
-    """The server hosts no mixer of that name or version."""
+    """The server hosts no mixer, or dataset, of that name or version."""
 
 
 class MixerUnavailable(MixerError):
@@ -71,3 +74,15 @@ class MixerCancelled(MixerError):
 
 class MixerBroken(MixerError):
     """The server failed in a way it should not have."""
+
+
+class StaleCursor(MixerError):
+    """A cursor is of another dataset, seed, mixer version or shape of the epoch than what is served now."""
+
+
+class ConsumerTaken(MixerError):
+    """Another client is served as this consumer of the epoch, or took over from this one."""
+
+
+class DataLost(MixerError):
+    """Samples of a dataset are damaged, and more of them than the server may leave out."""

@@ -5,7 +5,7 @@ The runtime copies a `bytes` field when it is set, when it is serialized and eac
 was generated from the .proto reads what is written here, and what it writes is read here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -45,6 +45,12 @@ def join(message: Message, bulk: memoryview | bytes = b"") -> bytes:
         return message.SerializeToString()
     head = message.SerializeToString() + bytes((_BULK_TAG,)) + _varint(len(bulk))
     return b"".join((head, bulk))
+
+
+def join_pieces(message: Message, pieces: Sequence[memoryview]) -> bytes:
+    """Serialize as `join`, with bulk bytes that lie in several pieces, of format `B`: each is copied once."""
+    head = message.SerializeToString() + bytes((_BULK_TAG,)) + _varint(sum(map(len, pieces)))
+    return b"".join((head, *pieces))
 
 
 class HeadTooLarge(ValueError):
@@ -153,6 +159,75 @@ def _varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def join_repeated(message: Message, field: int, bulks: Iterable[memoryview]) -> bytes:
+    """Serialize a message whose repeated bulk field is not set, with `bulks` in that field.
+
+    Args:
+        message: all other fields.
+        field: number of the bulk field, at most 15, and higher than any other that is set.
+        bulks: of format `B`, in their order.
+    """
+    parts: list[bytes | memoryview] = [message.SerializeToString()]
+    for bulk in bulks:
+        parts += [bytes((field << 3 | 2,)) + _varint(len(bulk)), bulk]
+    return b"".join(parts)
+
+
+def split_repeated(
+    message: type[MessageT], data: bytes, field: int, *, most: int, max_head_bytes: int
+) -> tuple[MessageT, list[memoryview]]:
+    """Read a message and leave the bulk bytes of a repeated field where they are.
+
+    Args:
+        message: its type.
+        data: serialized.
+        field: number of the bulk field.
+        most: most bulks that are taken.
+        max_head_bytes: most bytes that are parsed.
+
+    Returns:
+        All other fields, and the bulks in their order, which are views of `data`.
+
+    Raises:
+        google.protobuf.message.DecodeError: if the bytes are no such message.
+        HeadTooLarge: if more than `max_head_bytes` are no bulk bytes, or there are more than `most` bulks.
+    """
+    view, bulk_tag, num_head_bytes = memoryview(data), field << 3 | 2, 0
+    heads: list[memoryview] = []
+    bulks: list[memoryview] = []
+    for tag, start, body_start, end in _fields(data):
+        if tag == bulk_tag and end <= len(data):
+            bulks.append(view[body_start:end])
+        else:
+            heads.append(view[start:end])
+            num_head_bytes += len(heads[-1])
+        if num_head_bytes > max_head_bytes:
+            raise HeadTooLarge(f"of {len(data)} bytes, more than {max_head_bytes} are not in the bulk field")
+        if len(bulks) > most:
+            raise HeadTooLarge(f"more than {most} bulks came")
+    parsed = message.FromString(b"".join(heads))
+    name = message.DESCRIPTOR.fields_by_number[field].name
+    bulks += [memoryview(bulk) for bulk in getattr(parsed, name)]  # from behind a field that cannot be skipped
+    parsed.ClearField(name)
+    if len(bulks) > most:
+        raise HeadTooLarge(f"more than {most} bulks came")
+    return parsed, bulks
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield tag, start, start of the body and end of each field; what begins with one that cannot be skipped is one."""
+    start = 0
+    while start < len(data):
+        try:
+            tag, body_start = _read_varint(data, start)
+            length, body_start = _read_varint(data, body_start) if tag & 7 == 2 else (0, body_start)
+            end = body_start + length if tag & 7 == 2 else _skip(data, start)
+        except IndexError:
+            tag, body_start, end = 0, start, len(data)
+        yield tag, start, body_start, end
+        start = end
 
 
 def chunks(bulk: memoryview, num_bytes: int) -> Iterator[memoryview]:

@@ -16,6 +16,8 @@ from grpc_status import rpc_status
 
 from samix.errors import (
     BadBatch,
+    ConsumerTaken,
+    DataLost,
     MixerBroken,
     MixerCancelled,
     MixerError,
@@ -23,6 +25,7 @@ from samix.errors import (
     MixerOverloaded,
     MixerTimeout,
     MixerUnavailable,
+    StaleCursor,
 )
 from samix.mixer.v1 import mixer_pb2 as pb
 
@@ -39,6 +42,9 @@ STATUS_OF: dict[type[MixerError], grpc.StatusCode] = {
     MixerTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     MixerCancelled: grpc.StatusCode.CANCELLED,
     MixerBroken: grpc.StatusCode.INTERNAL,
+    StaleCursor: grpc.StatusCode.FAILED_PRECONDITION,
+    ConsumerTaken: grpc.StatusCode.ABORTED,
+    DataLost: grpc.StatusCode.DATA_LOSS,
 }
 
 _MAX_MESSAGE_BYTES = 1024  # sent three times, once percent-encoded; all metadata must stay below 8 KiB

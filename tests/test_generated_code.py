@@ -15,6 +15,9 @@ def test_generated_code_is_up_to_date(tmp_path: Path) -> None:
     status = protoc.main(["protoc", f"-I{ROOT / 'protos'}", *arguments, *map(str, protos)])
 
     assert status == 0
-    committed = {file.name: file.read_bytes() for file in (ROOT / "samix/mixer/v1").glob("*_pb2*")}
-    generated = {file.name: file.read_bytes() for file in (tmp_path / "samix/mixer/v1").iterdir()}
-    assert generated == committed
+    assert _generated(tmp_path) == _generated(ROOT)
+
+
+def _generated(folder: Path) -> dict[str, bytes]:
+    files = (file for file in (folder / "samix").glob("*/*/*_pb2*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}

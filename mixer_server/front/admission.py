@@ -26,9 +26,9 @@ from samix.errors import BadBatch, MixerCancelled, MixerError, MixerOverloaded
 
 log = logging.getLogger(__name__)
 
-_LARGE = frozenset({"Mix"})
+_LARGE = frozenset({"Mix", "ModelInfer"})
 """Methods whose messages are counted in the memory budget from their first byte; those of others are small."""
-_SELF_GUARDED = frozenset({"MixStream"})
+_SELF_GUARDED = frozenset({"MixStream", "Subscribe"})
 """Methods that bound their calls, and what these may do, themselves."""
 _MAX_SMALL_BYTES = 1 << 16
 """Longest message of a method that is not large: names, of a mixer, a service or a file."""

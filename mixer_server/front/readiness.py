@@ -12,7 +12,10 @@ from mixer_server.scheduling.batcher import SHUTTING_DOWN
 from samix.errors import MixerUnavailable
 
 SERVICE = "samix.mixer.v1.MixerService"
+INFERENCE_SERVICE = "inference.GRPCInferenceService"
+DATASET_SERVICE = "samix.mixer.v1.DatasetService"
 
+_SERVICES = (SERVICE, INFERENCE_SERVICE, DATASET_SERVICE)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -33,11 +36,16 @@ class Readiness:
         self._health = _Health()
 
     def attach(self, server: grpc.Server, teller: Teller) -> None:
-        """Answer `grpc.health.v1` on this server: for "", the service, and model/NAME of each mixer."""
+        """Answer `grpc.health.v1` on this server: for "", the services, and model/NAME of each mixer."""
         self._health.teller = teller
-        for name in ("", SERVICE):
+        for name in ("", *_SERVICES):
             self._health.set(name, _NOT_SERVING)  # HealthServicer starts with "" serving
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the server goes away."""
+        return self._is_draining
 
     @property
     def obstacle(self) -> str | None:
@@ -92,8 +100,8 @@ class Readiness:
     def open(self) -> None:
         """Say that all mixers the server starts with have been warmed up."""
         self._is_open = True
-        self._health.set(SERVICE, _SERVING)
-        self._health.set("", _SERVING)
+        for name in (*_SERVICES, ""):
+            self._health.set(name, _SERVING)
 
     def drain(self) -> None:
         """Say that the server goes away; there is no way back."""

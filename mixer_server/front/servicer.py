@@ -12,8 +12,9 @@ from mixer_server.front.request_config import RequestConfig
 from mixer_server.hosting.registry import Registry
 from mixer_server.metrics import MixerMetrics
 from mixer_server.scheduling.budget import MemoryBudget
+from mixer_server.scheduling.job import Job
 from samix.errors import MixerCancelled
-from samix.framing import join
+from samix.framing import Framed, join
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.wire import encode_response
 
@@ -51,13 +52,7 @@ class MixerServicer:
         footprint = self._intake.footprint_bytes(framed.message, len(framed.bulk))
         room = self._budget.reserve(footprint - len(framed.bulk))  # the message itself is counted as it comes
         with until_sent(room, call.context):
-            job = self._intake.make_job(
-                framed, caller_of(call.context), patience_s=_patience_s(call), note_mixer=call.is_about
-            )
-            if not call.context.add_callback(job.give_up):
-                raise MixerCancelled("the call ended before its work began")
-            self._intake.submit(job)
-            reply = self._intake.wait(job)
+            reply = self._intake.wait(queue(self._intake, framed, call))
             with self._metrics.time_stage("encode"):
                 answer = encode_response(reply)
                 return join(answer.message, answer.bulk)
@@ -74,6 +69,19 @@ class MixerServicer:
         call.is_about(mixer)
         self._readiness.check(mixer.name)  # clients wait for a server by asking for its mixer
         return pb.GetMixerResponse(mixer=describe(mixer, max_images=self._config.max_images)).SerializeToString()
+
+
+def queue(intake: Intake, framed: Framed[pb.MixRequest], call: Call) -> Job:
+    """Check a request of a unary call, and queue it; it is given up when the call ends.
+
+    Raises:
+        MixerError: if it is refused.
+    """
+    job = intake.make_job(framed, caller_of(call.context), patience_s=_patience_s(call), note_mixer=call.is_about)
+    if not call.context.add_callback(job.give_up):
+        raise MixerCancelled("the call ended before its work began")
+    intake.submit(job)
+    return job
 
 
 def _patience_s(call: Call) -> float:

@@ -5,6 +5,7 @@ import http.client
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
+from mixer_server.oip.pages import READY, ProtocolRoutes, error_page, readiness_page
 from mixer_server.scheduling.batcher import SHUTTING_DOWN
 from mixer_server.workers.worker_metrics import WorkerMetrics
 from mixer_server.workers.worker_process import Worker
@@ -40,12 +41,13 @@ class WorkerPages:
 
     def routes(self) -> Routes:
         """Make the pages."""
-        return {
+        pages = {
             "/": self._status_page,
             "/livez": lambda: Page("ok\n"),
             "/readyz": self._ready_page,
             "/metrics": metrics_page(self.metrics.registry),
         }
+        return ProtocolRoutes(pages, self._protocol_page)
 
     def drain(self) -> None:
         """Say that the server goes away; there is no way back."""
@@ -65,6 +67,12 @@ class WorkerPages:
             if (obstacle := _obstacle(worker, pages.get(worker.index))) is not None
         ]
         return Page("".join(obstacles), status=503) if obstacles else Page("ok\n")
+
+    def _protocol_page(self, path: str) -> Page:
+        """Answer for all workers whether they are ready; else what one of them answers, for they host the same."""
+        if path == READY:
+            return readiness_page(self._ready_page().status == 200)
+        return next(iter(self._fetch(path).values()), error_page("no worker answers now; ask again", 503))
 
     def _status_page(self) -> Page:
         pages = self._fetch("/")
@@ -95,7 +103,8 @@ def _fetch_page(address: str, path: str) -> Page | None:
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        return Page(response.read().decode(), status=response.status)
+        content_type = response.getheader("Content-Type") or "text/plain"
+        return Page(response.read().decode(), status=response.status, content_type=content_type)
     except (OSError, http.client.HTTPException):  # it ends, or has no time
         return None
     finally:

@@ -91,6 +91,15 @@ class Connection:
             attempt.add_done_callback(lambda _: slot.release())
         return attempt
 
+    def line(self) -> Line:
+        """Open the channel, for calls of another service.
+
+        Raises:
+            InputError: if it was opened before this process was forked.
+            MixerCancelled: if the connection is closed.
+        """
+        return self._open()[0]
+
     def close(self) -> None:
         """End the connection; calls under way end as cancelled."""
         if self._was_forked():

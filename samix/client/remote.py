@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import numpy as np
 from google.protobuf.message import Message
@@ -18,6 +18,8 @@ from torch import Tensor
 from samix import wire
 from samix.client.channel import Connection, check_targets
 from samix.client.config import ClientConfig, Encoding, Exchange, ImageFormat, Priority, Reply
+from samix.client.datasets.listing import ListingRoute
+from samix.client.datasets.subscription import SubscribeOptions, Subscription, open_subscription
 from samix.client.encoding import EncodingThreads
 from samix.client.hedging import Hedging
 from samix.client.pending import PendingMix
@@ -28,6 +30,7 @@ from samix.client.timers import Timers
 from samix.client.unary import Method
 from samix.errors import InputError
 from samix.framing import Framed
+from samix.mixer.v1 import dataset_pb2
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.batch import MixedBatch, MixPlan, check_images, check_labels
 from samix.mixing.plan import SAMIX_ALPHA, draw_plan, generator_for, resolve_plan
@@ -196,6 +199,26 @@ class RemoteMixer:
         retry = replace(self._config.retry, attempts=None)
         patient = replace(self._config, deadline_s=timeout_s, retry=retry)
         return self._start("GetMixer", pb.GetMixerRequest(name=self._mixer), patient).result().message.mixer
+
+    def list_datasets(self) -> list[dataset_pb2.DatasetInfo]:
+        """Ask the server which datasets it reads, by name; see `list_mixers`."""
+        call = self._call()
+        call.start(ListingRoute(self._replicas), ListingRoute.num_bytes)
+        return list(call.result().message.datasets)
+
+    def subscribe(self, dataset: str, *, mix: bool = True, **options: Unpack[SubscribeOptions]) -> Subscription:
+        """Stream ready batches of a dataset that the server reads, for who has no data here; see `Subscription`.
+
+        Args:
+            dataset: its name on the server.
+            mix: by the mixer that `connect` was told; False leaves the pictures as they are.
+            options: `batch_size` and `image_size`, and what else `SubscribeOptions` has.
+
+        Raises:
+            InputError: if an option cannot be, or batches are to be mixed by no mixer in particular.
+        """
+        mixer = (self._mixer, self._version) if mix else None
+        return open_subscription(self._replicas, dataset, mixer, options, self._config, self._observer)
 
     def close(self) -> None:
         """End the connections; mixes under way end as cancelled. May be called twice, and from any thread."""

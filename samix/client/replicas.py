@@ -97,6 +97,21 @@ class Replicas:
             turn = self._turn
         return self._send(others[turn % len(others)], method, request, timeout_s) if others else None
 
+    def choose(self) -> Replica:
+        """Return the replica whose turn it is, for a call of another service; `note` wants to hear what came of it."""
+        self.check_process()  # before the lock, which the parent may have held at the fork
+        if not self.has_several:
+            return self._replicas[0]
+        self._probe()
+        return self._next()[0]
+
+    def note(self, replica: Replica, error: MixerError | None) -> None:
+        """Hear that a replica answered, or how it did not."""
+        if isinstance(error, _LOST):
+            self._set_down(replica, error)
+        elif not isinstance(error, MixerCancelled):  # mostly by us, so it tells nothing
+            self._set_up(replica)
+
     def close(self) -> None:
         """End all connections; calls under way end as cancelled."""
         for replica in self._replicas:
@@ -116,10 +131,7 @@ class Replicas:
 
     def _note(self, replica: Replica, attempt: Attempt) -> None:
         outcome = attempt.outcome
-        if isinstance(outcome, _LOST):
-            self._set_down(replica, outcome)
-        elif not isinstance(outcome, MixerCancelled):  # mostly by us, so it tells nothing
-            self._set_up(replica)
+        self.note(replica, outcome if isinstance(outcome, MixerError) else None)
 
     def _set_down(self, replica: Replica, error: MixerError) -> None:
         with self._lock:

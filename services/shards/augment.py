@@ -13,6 +13,9 @@ from services.shards.changes import Change
 from services.shards.decode import Box, ExactBox, Picture
 from services.shards.resample import Interpolation, resize, resize_box
 
+_VIEW_STREAM = 2
+"""First word of the seed here; the epoch's order uses another."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PaddedCrop:
@@ -30,11 +33,16 @@ class PaddedCrop:
     def __call__(self, picture: Picture, rng: np.random.Generator) -> np.ndarray:
         """Return uint8 [size, size, 3]."""
         pixels = CentreCrop(size=self.size, resize=self.size, interpolation=self.interpolation)(picture, rng)
+        rows, columns = self.draw_window(rng)
+        return pixels.take(rows, axis=0).take(columns, axis=1)
+
+    def draw_window(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw which rows and columns of the square picture make up the view, int64 [size] each."""
         top, left = rng.integers(-self.padding, self.padding + 1, 2)
         columns = self._reflected(left)
         if self.flip and rng.random() < 0.5:
             columns = columns[::-1]
-        return pixels.take(self._reflected(top), axis=0).take(columns, axis=1)
+        return self._reflected(top), columns
 
     def _reflected(self, start: int) -> np.ndarray:
         last = self.size - 1
@@ -60,7 +68,11 @@ class ResizedCrop:
         """Return uint8 [size, size, 3]."""
         box = self.draw_box(*picture.size, rng)
         pixels = resize(*picture.crop(box, at_least=self.size), self.size, self.interpolation)
-        return pixels[:, ::-1] if self.flip and rng.random() < 0.5 else pixels
+        return pixels[:, ::-1] if self.draw_flip(rng) else pixels
+
+    def draw_flip(self, rng: np.random.Generator) -> bool:
+        """Draw whether the crop is mirrored; after its box."""
+        return self.flip and rng.random() < 0.5
 
     def draw_box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """Draw (left, top, right, bottom) in pixels of the source; the largest centred box after ten misses."""
@@ -129,3 +141,11 @@ class ChangedCrop:
 
 
 Transform = PaddedCrop | ResizedCrop | CentreCrop | ChangedCrop
+
+
+def view_generator(*, seed: int, epoch: int, position: int) -> np.random.Generator:
+    """Make what the view of one sample in one epoch is drawn from.
+
+    Seeded by what the sample is, never by rank or worker: the same for every world size and after a restart.
+    """
+    return np.random.default_rng((_VIEW_STREAM, seed, epoch, position))

@@ -8,14 +8,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from samix.errors import ConfigError, InputError, ShardError
-from services.shards.augment import Transform
+from services.shards.augment import Transform, view_generator
 from services.shards.decode import open_picture
 from services.shards.index import ShardSet
 from services.shards.reader import SampleReader
 from services.shards.skips import MAX_REPLACEMENTS, SkippedSample, draw_replacement
-
-_AUGMENT_STREAM = 2
-"""First word of the seed here; the epoch's order uses another."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +125,5 @@ class ShardDataset(Dataset[Answer]):
                 f"{sample} has label {sample.label}, but there are {self._num_classes} classes (0 to "
                 f"{self._num_classes - 1}); raise num-classes"
             )
-        # Seeded by what the sample is, never by rank or worker: the same for every world size and after a restart.
-        rng = np.random.default_rng((_AUGMENT_STREAM, self._seed, epoch, position))
+        rng = view_generator(seed=self._seed, epoch=epoch, position=position)
         return self._transform(open_picture(sample), rng), sample.label

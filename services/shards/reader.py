@@ -15,6 +15,7 @@ import numpy as np
 from samix.errors import ShardError
 from services.shards.index import ShardSet
 from services.shards.remote import FetchFailed
+from services.shards.shard import shard_name
 from services.shards.tar import ShardTable, scan_file, shown
 
 MAX_OPEN_SHARDS = 64
@@ -92,6 +93,14 @@ class SampleReader:
         if (len(image), len(label)) != (ranges[1], ranges[3]):
             raise ShardError(f"{address} ends inside sample {key}, it has been truncated; fetch or write it again")
         return Sample(address, key, image, parse_label(label, key, address))
+
+    def name(self, position: int) -> str:
+        """Name one sample for a person: by its key, or where its shard cannot be used by its row there."""
+        shard, row = self._locate(position)
+        try:
+            return shown(self._table(shard).keys[row])
+        except ShardError:
+            return f"{shard_name(self._shards.shards[shard].address)}[{row}]"
 
     def read_label(self, position: int) -> int:
         """Read the label of one sample and leave its picture alone.

@@ -1,11 +1,6 @@
 """Worker processes that answer requests for batches, in the order of the requests."""
 
-import os
-import signal
-import threading
 from collections.abc import Callable, Generator, Iterator
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker
-from multiprocessing.context import ForkServerContext
 from typing import Any, Self
 
 import torch
@@ -13,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from services.shards.config import LoadingConfig
 from services.shards.dataset import Answer, Batch, BatchRequest, ShardDataset
+from services.shards.processes import leave_signals_to_parent, worker_context
 from services.shards.read_ahead import ReadAhead
-from services.signals import STOP_SIGNALS, StopRequest
 
 
 class BatchLoader:
@@ -80,8 +75,8 @@ class BatchLoader:
             num_workers=num_workers,
             prefetch_factor=self._config.prefetch if num_workers else None,
             persistent_workers=num_workers > 0,
-            multiprocessing_context=_worker_context() if num_workers else None,
-            worker_init_fn=_leave_signals_to_parent,
+            multiprocessing_context=worker_context() if num_workers else None,
+            worker_init_fn=leave_signals_to_parent,
             pin_memory=self._pin_memory,
             generator=torch.Generator(),  # else it would draw from torch's global one
         )
@@ -101,43 +96,6 @@ class _Sampler:
         for number, request in enumerate(self.requests):
             self._reached(number)
             yield request
-
-
-def _worker_context() -> ForkServerContext:
-    # A forked copy of a process that uses gRPC crashes or hangs: grpc/grpc#32992. The fork server never saw gRPC, and
-    # imports torch once for all workers.
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["services.shards.dataset"])
-    resource_tracker.ensure_running()  # unblocks what the fork server is to inherit, if it is started by that
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
-def _leave_signals_to_parent(_worker: int) -> None:
-    """Outlive a Ctrl-C or SIGTERM that reaches every process of a run: its program needs batches until it has saved.
-
-    Both are blocked since the fork server began. A second SIGTERM is meant, such as torch's to a worker that is stuck.
-    """
-    _follow_parent()
-    request = StopRequest()
-    signal.signal(signal.SIGTERM, request.receive)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def _follow_parent() -> None:
-    # torch watches the fork server instead, which lives as long as its workers: a killed trainer would leave them all.
-    parent = parent_process()
-    assert parent is not None
-
-    def exit_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True, name="follow-parent").start()
 
 
 def _as_is(answer: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Ready batches out of shards that the server reads itself."""

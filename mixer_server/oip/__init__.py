@@ -1,0 +1,1 @@
+"""The Open Inference Protocol, spoken over the same engine as our own."""

@@ -1,0 +1,1 @@
+"""Namespace of the generated protobuf package of the Open Inference Protocol."""

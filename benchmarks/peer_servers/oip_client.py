@@ -1,6 +1,7 @@
 """Stock tritonclient over gRPC, for the servers that speak the Open Inference Protocol: PyTriton and KServe."""
 
 # pyright: reportMissingImports=false
+import numpy as np
 import tritonclient.grpc as oip
 from closed_loop import Call, run
 from mix_batch import MODEL, check_logits, draw_images, draw_lam, draw_partner
@@ -18,7 +19,7 @@ def make_caller(address: str) -> Call:
         for name, tensor in tensors.items():
             inputs.append(oip.InferInput(name, list(tensor.shape), datatypes[name]))
             inputs[-1].set_data_from_numpy(tensor)
-        check_logits(client.infer(MODEL, inputs, outputs=outputs).as_numpy("logits"))
+        check_logits(np.asarray(client.infer(MODEL, inputs, outputs=outputs).as_numpy("logits")))
 
     return call
 

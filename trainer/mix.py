@@ -75,8 +75,9 @@ class MixConfig:
             raise ConfigError("--mixer-name chooses among the mixers of a server; give --connect HOST:PORT with it")
         if self.out.suffix.lower() != ".png":
             raise ConfigError(f"pictures are written as .png, got {str(self.out)!r}")
-        if self.out.resolve() in (self.a.resolve(), self.b.resolve()):
-            raise ConfigError(f"--out {self.out} is one of the pictures to mix; choose another name")
+        for path in (self.out, self.compared) if self.compare else (self.out,):
+            if path.resolve() in (self.a.resolve(), self.b.resolve()):
+                raise ConfigError(f"--out {self.out} would replace {path}, a picture to mix; choose another name")
 
     @property
     def compared(self) -> Path:

@@ -19,7 +19,9 @@ def make_caller(address: str) -> Call:
         for name, tensor in tensors.items():
             inputs.append(oip.InferInput(name, list(tensor.shape), datatypes[name]))
             inputs[-1].set_data_from_numpy(tensor)
-        check_logits(np.asarray(client.infer(MODEL, inputs, outputs=outputs).as_numpy("logits")))
+        answer = client.infer(MODEL, inputs, outputs=outputs)
+        assert answer is not None
+        check_logits(np.asarray(answer.as_numpy("logits")))
 
     return call
 

@@ -1,5 +1,6 @@
 """`samix mix`: two pictures, and what a mixer makes of them."""
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -146,15 +147,16 @@ def test_refuses(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_keeps_the_pictures_it_mixes(pair: list[str], capsys: pytest.CaptureFixture[str]):
-    """A picture is not replaced by its own mix."""
-    before = Path(pair[1]).read_bytes()
+@pytest.mark.parametrize("out", ["mixed-compared.png", "mixed.png"])
+def test_keeps_the_pictures_it_mixes(pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str):
+    """A picture is replaced neither by its own mix nor by the comparison."""
+    second = shutil.copyfile(pair[1], tmp_path / "mixed-compared.png")
 
-    status = main([*pair, "--out", pair[1]])
+    status = main([pair[0], str(second), "--out", str(tmp_path / out)])
 
     assert status == 2
-    assert "is one of the pictures to mix" in capsys.readouterr().err
-    assert Path(pair[1]).read_bytes() == before
+    assert f"would replace {second}, a picture to mix" in capsys.readouterr().err
+    assert second.read_bytes() == Path(pair[1]).read_bytes()
 
 
 @pytest.mark.parametrize("content", [None, b"no picture"])

@@ -40,6 +40,8 @@ class Pictures(Dataset):
         self, data: Path, split: str, transform: Callable[[Tensor, int], Any] = lambda image, label: (image, label)
     ):
         self._samples = [sample for path in sorted(data.glob(f"*-{split}-*.tar")) for sample in read_shard(path)]
+        if not self._samples:
+            raise ValueError(f"no shards *-{split}-*.tar in {data}; give --data a folder that samix shards wrote")
         self._transform = transform
 
     def __len__(self) -> int:

@@ -3,7 +3,8 @@
     trainer = Trainer(callbacks=[MixCallback(load_mixer("mixer.safetensors"), num_classes=1000, seed=0)])
 
 What changes: `training_step` gets soft targets, which `cross_entropy` takes as they are. Validation is not mixed. The
-count of the draws is in Lightning's checkpoints. Each batch waits for its mix; `MixedLoader` overlaps.
+count of the draws is in Lightning's checkpoints, and each rank draws its own. Each batch waits for its mix;
+`MixedLoader` overlaps.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class MixCallback(SoftMixing, Callback):
     """Where a batch has its images: a position in a list, or the key of a dictionary."""
     labels: int | str = 1
     """Where it has its labels."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+        """Take the rank from Lightning, which knows it only now."""
+        self.rank = trainer.global_rank
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Replace images and labels of the batch; the hook can return nothing, so the batch itself is changed.

@@ -29,6 +29,7 @@ class Mixup(SoftMixing):
         label_smoothing: float = 0.1,
         num_classes: int = 1000,
         seed: int,
+        rank: int = 0,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         normalised: bool = True,
@@ -43,7 +44,8 @@ class Mixup(SoftMixing):
             prob: share of the batches that are mixed.
             label_smoothing: share of each target that is spread evenly over all classes.
             num_classes: width of the targets.
-            seed: where all draws come from; another for each rank.
+            seed: where all draws come from; the same on all ranks.
+            rank: number of this process in a distributed run; timm's `args.rank`.
             mean: what the loader subtracted, by channel; timm's `data_config["mean"]`.
             std: what it divided by.
             normalised: False where the images are uint8 or in [0, 1]; `mean` and `std` are then without effect.
@@ -56,6 +58,7 @@ class Mixup(SoftMixing):
             mixer,
             num_classes=num_classes,
             seed=seed,
+            rank=rank,
             prob=prob,
             label_smoothing=label_smoothing,
             alpha=mixup_alpha,

@@ -69,12 +69,13 @@ def soft_cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Tensor 
 
 
 class MixTrainer(Trainer):
-    """A `Trainer` that trains on mixed batches, evaluates on plain ones, and resumes its draws."""
+    """A `Trainer` that trains on mixed batches and evaluates on plain ones; draws resume, each rank has its own."""
 
     def __init__(self, *args: Any, mix: MixCollator, **kwargs: Any) -> None:
         """Take the arguments of `Trainer`, and the collator of its training batches."""
         super().__init__(*args, **{"compute_loss_func": soft_cross_entropy, **kwargs})
         self.mix = mix
+        mix.rank = self.args.process_index
         self.add_callback(_Resuming(mix))
 
     def get_train_dataloader(self) -> DataLoader:
@@ -99,4 +100,4 @@ class _Resuming(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **kwargs: Any,  # noqa: ARG002
     ) -> None:
-        self._mix.batches = state.global_step * args.gradient_accumulation_steps
+        self._mix.drawn = state.global_step * args.gradient_accumulation_steps

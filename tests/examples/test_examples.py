@@ -62,6 +62,12 @@ def test_an_example_runs_with_a_server(shards: Path):
     assert losses == pytest.approx(run("plain_loop", shards, str(MIXER), 2), abs=1e-2)
 
 
+def test_a_folder_without_shards_is_refused(tmp_path: Path):
+    """A wrong --data is told by its name, with the cure, before anything is trained."""
+    with pytest.raises(ValueError, match=rf"no shards \*-train-\*.tar in {tmp_path}; give --data"):
+        run("plain_loop", tmp_path, str(MIXER), 1)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -166,12 +166,23 @@ def test_a_resumed_run_draws_what_the_first_would_have(mixer: FrozenMixer):
     assert not torch.equal(expected[0][1], expected[1][1])
 
 
+def test_each_rank_draws_its_own_and_resumes_from_one_state(mixer: FrozenMixer):
+    """Ranks with one seed mix differently, and all go on from the checkpoint that one of them wrote."""
+    ranks = [Mixup(mixer, num_classes=NUM_CLASSES, seed=9, rank=rank, normalised=False) for rank in range(2)]
+
+    (_, first), (_, second) = (mix(pixels(), labels()) for mix in ranks)
+    ranks[1].load_state_dict(ranks[0].state_dict())
+
+    assert not torch.equal(first, second)
+    assert ranks[1].drawn == 1
+
+
 def test_a_state_of_another_seed_is_refused(mixer: FrozenMixer):
     """A checkpoint of a run with another seed is refused with both seeds."""
     mixing = SoftMixing(mixer, num_classes=NUM_CLASSES, seed=1)
 
     with pytest.raises(ConfigError, match="seed 2, got 1"):
-        mixing.load_state_dict({"seed": 2, "batches": 5})
+        mixing.load_state_dict({"seed": 2, "drawn": 5})
 
 
 def test_a_share_of_the_batches_is_mixed():
@@ -203,7 +214,7 @@ def test_a_server_that_is_gone_is_the_loops_to_handle():
         with pytest.raises(MixerError):
             mixing.mix(pixels(), labels())
 
-    assert mixing.batches == 0
+    assert mixing.drawn == 0
 
 
 @pytest.mark.parametrize(
@@ -239,6 +250,20 @@ def test_labels_of_no_class_are_refused(mixer: FrozenMixer, wrong: Tensor, told:
         SoftMixing(mixer, num_classes=NUM_CLASSES, seed=0).mix(pixels(), wrong)
 
 
+@pytest.mark.parametrize("size", [1, 6])
+@pytest.mark.parametrize("prob", [0.0, 1.0])
+def test_labels_of_other_images_are_refused(mixer: FrozenMixer, size: int, prob: float):
+    """A batch with more or fewer labels than images is refused with both shapes, mixed or not."""
+    with pytest.raises(BadBatch, match=rf"images \[{size}, 3, 16, 16\] and labels \[5\]"):
+        SoftMixing(mixer, num_classes=NUM_CLASSES, seed=0, prob=prob).mix(pixels(size), labels(5))
+
+
+def test_what_is_no_tensor_is_refused(mixer: FrozenMixer):
+    """Labels in a list are refused with their type and the cure."""
+    with pytest.raises(BadBatch, match="labels must be a tensor, got list; mix batches that were collated"):
+        Mixup(mixer, num_classes=NUM_CLASSES, seed=0)(pixels(), [0, 1, 2, 3, 4, 0])  # pyright: ignore
+
+
 @given(
     classes=st.lists(st.integers(0, NUM_CLASSES - 1), min_size=1, max_size=6),
     lam=st.floats(0, 1),
@@ -266,7 +291,7 @@ def test_a_transform_stands_beside_those_of_torchvision(mixer: FrozenMixer):
 
     answers = [mix(pixels(), labels()), mix((pixels(), labels())), choice(pixels(), labels())]
 
-    assert mix.batches == 3
+    assert mix.drawn == 3
     for images, targets in answers:
         assert images.shape == (6, 3, 16, 16)
         assert targets.shape == (6, NUM_CLASSES)

@@ -1,6 +1,7 @@
 """Learned mixing in Lightning: a callback that mixes training batches and nothing else."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,6 +93,15 @@ def test_a_resumed_run_draws_on(tmp_path: Path):
 
     assert len(rest.trained) == 2
     assert all(torch.equal(a[0], b[0]) for a, b in zip(rest.trained, whole.trained[2:], strict=True))
+
+
+def test_the_rank_is_that_of_the_trainer():
+    """A rank takes its number from Lightning, which tells it when training starts."""
+    mix = MixCallback(tiny_mixer(), num_classes=NUM_CLASSES, seed=0)
+
+    mix.on_fit_start(SimpleNamespace(global_rank=3), None)
+
+    assert mix.rank == 3
 
 
 def test_a_batch_may_be_a_dictionary():

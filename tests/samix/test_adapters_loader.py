@@ -1,6 +1,7 @@
 """A loader whose batches arrive mixed, several of them under way."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_a_loader_yields_what_the_stream_mixes(mixer: FrozenMixer, loader: DataL
     answers = list(mixed)
 
     assert len(mixed) == len(answers) == 3
-    streamed = mixer.stream(((images, labels) for images, labels in loader), seed=derive_seed(2, 0))
+    streamed = mixer.stream(((images, labels) for images, labels in loader), seed=derive_seed(2, 0, 0))
     for (images, targets), expected in zip(answers, streamed, strict=True):
         assert expected.labels_a is not None
         assert expected.labels_b is not None
@@ -99,6 +100,20 @@ def test_a_wrong_label_ends_the_epoch(mixer: FrozenMixer, loader: DataLoader):
     """A label of no class is refused with the classes there are."""
     with pytest.raises(BadBatch, match=r"0\.\.1, got 0 to 3"):
         list(MixedLoader(mixer, loader, num_classes=2, seed=0))
+
+
+@pytest.mark.parametrize("settings", [{"num_classes": 0}, {"label_smoothing": 1.5}], ids=str)
+def test_settings_that_cannot_work_are_refused(mixer: FrozenMixer, loader: DataLoader, settings: dict[str, Any]):
+    """A wrong setting is refused when it is written, not in the first batch."""
+    with pytest.raises(ConfigError, match=next(iter(settings))):
+        MixedLoader(mixer, loader, **{"num_classes": NUM_CLASSES, "seed": 0, **settings})
+
+
+def test_ranks_draw_differently(mixer: FrozenMixer, loader: DataLoader):
+    """Ranks with one seed mix the same batches differently."""
+    first, second = (MixedLoader(mixer, loader, num_classes=NUM_CLASSES, seed=2, rank=rank) for rank in range(2))
+
+    assert not torch.equal(next(iter(first))[1], next(iter(second))[1])
 
 
 def test_a_server_that_is_gone_ends_the_epoch(loader: DataLoader):

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help setup quickstart test test-all fuzz check format protos lock bench bench-steps bench-input bench-overlap bench-local bench-peers bench-endurance up down clean
+.PHONY: help setup quickstart test test-all fuzz check format protos dashboards lock bench bench-steps bench-input bench-overlap bench-local bench-dataset bench-peers bench-endurance up down clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
@@ -44,6 +44,9 @@ PROTOS := $(wildcard protos/samix/*/*/*.proto)
 protos: $(READY)  ## regenerate samix/mixer/v1 and samix/inference/v2 from protos/
 	$(BIN)/python -m grpc_tools.protoc -I protos --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
+dashboards: $(READY)  ## rewrite the JSON of Grafana's dashboards from deploy/grafana/*.py
+	$(BIN)/python deploy/grafana/dashboards.py
+
 bench: $(READY)  ## how much of a mixer's speed arrives through the server; ARGS=--full for 224 px as well
 	$(BIN)/python -m benchmarks.server $(ARGS)
 
@@ -63,6 +66,9 @@ bench-local: $(READY)  ## images mixed per second in this process, by batch size
 
 bench-endurance: $(READY)  ## fairness, memory under pressure, a soak, kill -9 of replicas; ARGS="--parts soak --soak.seconds 60"
 	$(BIN)/python -m benchmarks.endurance $(ARGS)
+
+bench-dataset: $(READY)  ## batches streamed from a server, beside bare sockets, tf.data service and making them here
+	$(BIN)/samix bench dataset $(ARGS)
 
 bench-peers: $(READY)  ## images served per second, beside PyTriton, KServe, Ray Serve and LitServe
 	$(BIN)/samix bench peers $(ARGS)

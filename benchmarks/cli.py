@@ -8,6 +8,7 @@ _BENCHMARKS = {
     "transport": "the wire against raw sockets, with an engine that costs nothing",
     "server": "how much of a mixer's speed arrives through the server",
     "local": "the engine in this process",
+    "dataset": "batches streamed from a server, beside bare sockets, tf.data service and making them at home",
     "endurance": "what a server must survive: greedy clients, 200 at once, ten minutes of everything, kill -9",
     "peers": "images served per second, beside PyTriton, KServe, Ray Serve and LitServe",
 }

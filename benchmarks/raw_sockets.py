@@ -20,6 +20,8 @@ from trainer.children import start_child
 _SIZES = struct.Struct("<QQ")  # bytes up and down of each exchange; the client says them first
 _READY_S = 60.0
 _TIMEOUT_S = 30.0
+_AHEAD = 4
+"""Batches that a stream's server may send before any of them was received."""
 
 
 @contextmanager
@@ -42,6 +44,24 @@ def measure_raw(target: str, up: int, down: int, seconds: float) -> float:
         while time.perf_counter() - started_s < seconds:
             _exchange(connection, sent, received)
             count += 1
+        return (time.perf_counter() - started_s) / count
+
+
+def measure_raw_stream(target: str, down: int, seconds: float) -> float:
+    """Receive `down` bytes over and over, one way: the server is always some batches ahead, never waiting for us.
+
+    Returns:
+        Seconds for each `down` bytes.
+    """
+    received = memoryview(bytearray(down))
+    with _connect(target) as connection:
+        connection.sendall(_SIZES.pack(1, down) + bytes(_AHEAD))  # each byte lets it send once more
+        count, started_s = -1, time.perf_counter()
+        while count < 0 or time.perf_counter() - started_s < seconds:
+            assert _receive(connection, received), "the raw server hung up"
+            connection.sendall(b"\0")
+            count += 1
+            started_s = time.perf_counter() if count == 0 else started_s  # behind the first, which warms up
         return (time.perf_counter() - started_s) / count
 
 

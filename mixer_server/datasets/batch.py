@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from mixer_server.datasets.epochs import Epoch
 from mixer_server.datasets.feed import Feed
 from mixer_server.datasets.gathering import Gathered, Gathering, Maker, Wanted
 from mixer_server.front.intake import Intake
-from mixer_server.scheduling.budget import MemoryBudget, Reservation
+from mixer_server.scheduling.budget import MemoryBudget
 from mixer_server.scheduling.job import Job
 from samix.errors import MixerError, MixerOverloaded
 from samix.framing import as_bytes
@@ -34,6 +35,8 @@ class Making:
     maker: Maker
     intake: Intake
     budget: MemoryBudget
+    share: MemoryBudget
+    """What batches of datasets may hold of it."""
     client: str
     """Whose jobs they are."""
     on_news: Callable[[], object]
@@ -64,11 +67,11 @@ def footprint_bytes(feed: Feed) -> int:
 class Batch:
     """A batch that has begun; for one thread. `close` it, whatever became of it."""
 
-    def __init__(self, making: Making, number: int, reservation: Reservation) -> None:
+    def __init__(self, making: Making, number: int, memory: ExitStack) -> None:
         self.number = number
         """Among the batches of its consumer, from 0."""
         self._making = making
-        self._reservation = reservation
+        self._memory = memory
         self._gathering: Gathering | None = None
         self._plan: MixPlan | None = None
         self._job: Job | None = None
@@ -83,11 +86,14 @@ class Batch:
         Raises:
             MixerOverloaded: if there is no memory for it now.
         """
-        batch = cls(making, number, making.budget.reserve(footprint_bytes(making.feed)))
+        with ExitStack() as memory:
+            for budget in (making.share, making.budget):
+                memory.enter_context(budget.reserve(footprint_bytes(making.feed)))
+            batch = cls(making, number, memory.pop_all())
         feed, epoch = making.feed, making.epoch
         rows = feed.deal.rows(feed.subscription.consumer, number)
         epoch.reach(rows.start)
-        wanted = Wanted(positions=epoch.order[rows], seed=epoch.seed, epoch=epoch.epoch, attempt=epoch.number)
+        wanted = Wanted(positions=epoch.order[rows], seed=epoch.seed, epoch=epoch.epoch, attempt=epoch.attempt)
         batch._gathering = feed.dataset.gather(making.maker, wanted)
         batch._gathering.answer.add_done_callback(lambda _answer: making.on_news())
         return batch
@@ -143,12 +149,12 @@ class Batch:
 
     def close(self) -> None:
         """Give its memory back; what is under way is not wanted any more."""
-        if self._gathering is not None:
-            self._gathering.answer.cancel()
+        if self._gathering is not None and self._gathering.answer.cancel():
+            self._making.feed.dataset.forget(self._gathering)
         if self._job is not None:
             self._job.give_up()
         self._gathering = self._job = None
-        self._reservation.release()
+        self._memory.close()
 
     @property
     def _is_gathered(self) -> bool:

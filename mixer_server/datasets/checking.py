@@ -85,7 +85,7 @@ class Checker:
     def _find_mixer(self, wanted: pb.Subscription) -> FrozenMixer | None:
         if not wanted.mixer:
             if wanted.version:
-                raise BadBatch(f"version is {wanted.version!r}, but no mixer is named; name it", field="version")
+                raise BadBatch(f"no mixer is named, name it or omit the version {wanted.version!r}", field="version")
             return None
         version = wanted.version or self._version_of_cursor(wanted)
         mixer = self._registry.find(wanted.mixer, version)

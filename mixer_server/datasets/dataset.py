@@ -68,9 +68,12 @@ class Dataset:
         if (found := maker.find(wanted)) is not None:
             gathering.answer.set_result(found)
             return gathering
-        for rows in gathering.parts():
-            self.pool.add(partial(gathering.make, rows))
+        self.pool.add(gathering, [partial(gathering.make, rows) for rows in gathering.parts()])
         return gathering
+
+    def forget(self, gathering: Gathering) -> None:
+        """Begin no more of a batch that nobody wants."""
+        self.pool.drop(gathering)
 
 
 def open_dataset(

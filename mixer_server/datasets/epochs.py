@@ -26,9 +26,11 @@ _FETCH_STEP = 256
 class Epoch:
     """One epoch of one dataset. Safe for threads."""
 
-    def __init__(self, shards: ShardSet, *, number: int, seed: int, epoch: int, window: int, skip_budget: int) -> None:
-        self.number = number
-        """Larger than that of any epoch that was opened before."""
+    def __init__(
+        self, shards: ShardSet, *, attempts: Iterator[int], seed: int, epoch: int, window: int, skip_budget: int
+    ) -> None:
+        self.attempt = next(attempts)
+        """Of `DecodeRequest`: shards that could not be read are tried again for a new epoch, and after it was lost."""
         self.seed = seed
         self.epoch = epoch
         self.num_users = 0
@@ -36,6 +38,7 @@ class Epoch:
         order = epoch_order(shards.samples, seed=seed, epoch=epoch, window=window)
         self.order = order.astype(np.int32 if len(order) < 2**31 else np.int64)
         """[N]: every position once, in the order in which batches take them."""
+        self._attempts = attempts
         self._skip_budget = skip_budget
         self._lock = threading.Lock()
         self._skipped: set[int] = set()
@@ -58,28 +61,26 @@ class Epoch:
             self._read_ahead.reached(max(0, row // _FETCH_STEP - self._fetched_from))
 
     def count_skipped(self, samples: Iterable[UnreadableSample]) -> int:
-        """Count samples that are left out; answers how many of them are new.
+        """Count samples that are left out of a batch; answers how many of them are new.
 
         Raises:
-            DataLost: if they exceed the budget.
+            DataLost: if they exceed the budget; none of them is counted then, for the batch is not sent.
         """
-        new = 0
-        for sample in samples:
-            with self._lock:
-                if sample.position in self._skipped:
-                    continue
-                if len(self._skipped) >= self._skip_budget:
-                    raise DataLost(
-                        f"{sample.reason} (sample {sample.name}, epoch {self.epoch}; datasets.skip-budget allows "
-                        f"{self._skip_budget} such samples of an epoch)"
-                    )
-                self._skipped.add(sample.position)
-            new += 1
+        with self._lock:
+            new = [sample for sample in samples if sample.position not in self._skipped]
+            if beyond := new[self._skip_budget - len(self._skipped) :]:
+                self.attempt = next(self._attempts)
+                raise DataLost(
+                    f"{beyond[0].reason} (sample {beyond[0].name}, epoch {self.epoch}; datasets.skip-budget allows "
+                    f"{self._skip_budget} such samples of an epoch)"
+                )
+            self._skipped.update(sample.position for sample in new)
+        for sample in new:
             log.warning(
                 "dataset_sample_skipped",
                 extra={"sample": sample.name, "epoch": self.epoch, "seed": self.seed, "reason": sample.reason},
             )
-        return new
+        return len(new)
 
     def rest(self) -> None:
         """Fetch nothing ahead as long as nobody needs it."""
@@ -96,7 +97,7 @@ class Epochs:
         self._window = window
         self._skip_budget = skip_budget
         self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
+        self._attempts = itertools.count(1)
         self._epochs: OrderedDict[tuple[int, int], Epoch] = OrderedDict()
 
     @contextmanager
@@ -119,7 +120,7 @@ class Epochs:
     def _open(self, seed: int, epoch: int) -> Epoch:
         return Epoch(
             self._shards,
-            number=next(self._numbers),
+            attempts=self._attempts,
             seed=seed,
             epoch=epoch,
             window=self._window,

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -22,7 +23,7 @@ class DecodePool:
     def __init__(self, name: str, shards: ShardSet, num_workers: int, on_restart: Callable[[], None]) -> None:
         self._decoders = [Decoder(shards, on_restart) for _ in range(num_workers)]
         self._changed = threading.Condition()
-        self._works: deque[Work] = deque()
+        self._works: deque[tuple[object, Work]] = deque()
         self._is_closed = False
         self._threads = [
             threading.Thread(target=self._run, args=(decoder,), name=f"decode-{name}-{number}", daemon=True)
@@ -44,11 +45,16 @@ class DecodePool:
         for thread in self._threads:
             thread.start()
 
-    def add(self, work: Work) -> None:
-        """Have something done by a thread that has a decoder; after `close` it never is."""
+    def add(self, owner: object, works: Sequence[Work]) -> None:
+        """Have each of these done by a thread that has a decoder; after `close` they never are."""
         with self._changed:
-            self._works.append(work)
-            self._changed.notify()
+            self._works.extend((owner, work) for work in works)
+            self._changed.notify(len(works))
+
+    def drop(self, owner: object) -> None:
+        """Leave undone what was added for this owner and has not begun."""
+        with self._changed:
+            self._works = deque(entry for entry in self._works if entry[0] is not owner)
 
     def close(self) -> None:
         """End the threads and processes; work that waits is dropped, and what is under way is cut short."""
@@ -56,13 +62,16 @@ class DecodePool:
             self._is_closed = True
             self._works.clear()
             self._changed.notify_all()
-        threads = [thread for thread in self._threads if thread.ident is not None]
-        for thread, decoder in zip(threads, self._decoders, strict=False):
-            thread.join(_CLOSE_S)
-            if thread.is_alive():
-                decoder.interrupt()
-        for thread in threads:
-            thread.join(_CLOSE_S)
+        self._join()
+        for decoder in self._decoders:
+            decoder.interrupt()
+        self._join()
+
+    def _join(self) -> None:
+        deadline_s = time.monotonic() + _CLOSE_S
+        for thread in self._threads:
+            if thread.ident is not None:  # it was started
+                thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def _run(self, decoder: Decoder) -> None:
         try:
@@ -76,10 +85,10 @@ class DecodePool:
     def _start(self, decoder: Decoder) -> None:
         try:
             decoder.start()
-        except Exception as error:  # the edge of this thread: no room for a process, or its fork server died
-            log.warning("decoder_not_started", extra={"reason": repr(error)})  # tried again when there is work
+        except Exception:  # the edge of this thread, which tries again when there is work, and can say so then
+            log.warning("decoder_not_started", exc_info=True)
 
     def _next(self) -> Work | None:
         with self._changed:
             self._changed.wait_for(lambda: self._works or self._is_closed)  # `close` ends it
-            return None if self._is_closed else self._works.popleft()
+            return None if self._is_closed else self._works.popleft()[1]

@@ -68,6 +68,7 @@ class Subscriber:
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._credits = 0
+        self._is_half_closed = False
         self._failure: MixerError | None = None
         self._ahead: deque[Batch] = deque()  # of the writing thread, as all below
         self._next_number = feed.first
@@ -96,6 +97,8 @@ class Subscriber:
         try:
             for data in messages:
                 self.grant(_credits_of(data))
+            self._is_half_closed = True
+            self._news.set()
         except grpc.RpcError as error:  # how gRPC says that the call is over
             error.__traceback__ = None  # gRPC keeps the error, which would keep these frames
         except MixerError as error:
@@ -180,8 +183,11 @@ class Subscriber:
 
     def _lease_left_s(self, since_s: float) -> float:
         """Say how long the consumer may go without a credit; it has all the time that it has one."""
+        is_half_closed = self._is_half_closed  # looked at first: the last credit comes before
         if self._credits:
             return _LOOK_S
+        if is_half_closed:
+            raise MixerCancelled("the client has half-closed, and used its credits up; resume with your cursor")
         left_s = since_s + self._config.lease_s - time.monotonic()
         if left_s <= 0:
             raise MixerUnavailable(f"no credit came for {self._config.lease_s:g} s; resume with your cursor")

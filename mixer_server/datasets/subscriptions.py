@@ -59,6 +59,7 @@ class Subscriptions:
         self._config = config
         self._requests = requests
         self._services = services
+        self._share = MemoryBudget(services.budget.max_bytes // _SHARE, lambda: _RETRY_AFTER_S)
         self._claims = Claims()
         self._lock = threading.Lock()
         self._num_calls = 0
@@ -93,6 +94,7 @@ class Subscriptions:
             code = grpc.StatusCode.OK
         except MixerError as error:
             code = STATUS_OF[type(error)]
+            self._services.metrics.problems.note(METHOD, code.name, str(error))
             context.abort_with_status(to_status(error.with_traceback(None)))
         except Exception:
             log.exception("subscription_failed")
@@ -171,13 +173,14 @@ class Subscriptions:
                 maker=maker,
                 intake=services.intake,
                 budget=services.budget,
+                share=self._share,
                 client=client,
                 on_news=subscriber.hear,
             )
             yield from subscriber.write(making)
 
     def _check_memory(self, feed: Feed) -> None:
-        footprint, most = footprint_bytes(feed), self._services.budget.max_bytes // _SHARE
+        footprint, most = footprint_bytes(feed), self._share.max_bytes
         if footprint > most:
             raise BadBatch(
                 f"a batch of {feed.subscription.batch_size} images needs {footprint >> 20} MiB, and batches of "
@@ -186,7 +189,7 @@ class Subscriptions:
             )
 
     def _share_bytes(self) -> int:
-        return self._services.budget.max_bytes // _SHARE // max(1, len(self._subscribers))
+        return self._share.max_bytes // max(1, len(self._subscribers))
 
     @contextmanager
     def _open(self, subscriber: Subscriber) -> Iterator[None]:

@@ -25,9 +25,10 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 """Processes that may die of one request before it is given up."""
 
-_ANSWER_S = 600.0
-"""Longest wait for an answer, seconds, since a remote shard may have to be fetched; a process that takes longer is
-replaced."""
+_ANSWER_S = 120.0
+"""Longest wait for an answer, seconds; a process that takes longer is replaced."""
+_FETCH_S = 600.0
+"""The same where a remote shard may have to be fetched."""
 _EXIT_S = 5.0
 _LEAST_BYTES = 1 << 20
 _starting = threading.Lock()  # multiprocessing keeps a list of all children that no two threads may change
@@ -52,6 +53,7 @@ class Decoder:
 
     def __init__(self, shards: ShardSet, on_restart: Callable[[], None] = lambda: None) -> None:
         self._shards = shards
+        self._answer_s = _FETCH_S if shards.has_remote else _ANSWER_S
         self._on_restart = on_restart
         self._process: ForkServerProcess | None = None
         self._connection: Connection | None = None
@@ -97,7 +99,10 @@ class Decoder:
                 images = np.frombuffer(self._memory or b"", np.uint8, request.num_bytes)
                 return Decoded(images=images.reshape(-1, 3, size, size), samples=answer)
             self._bury()
-        raise DecoderDied(f"{MAX_ATTEMPTS} processes died decoding samples {list(request.positions)[:4]} and following")
+        raise DecoderDied(
+            f"{MAX_ATTEMPTS} processes died decoding samples {list(request.positions)[:4]} and following, or took "
+            f"longer than {self._answer_s:g} s"
+        )
 
     def interrupt(self) -> None:
         """Let a `decode` under way on another thread fail, and all later ones."""
@@ -117,7 +122,8 @@ class Decoder:
         if process.is_alive():  # it waits for a silent server, perhaps
             process.kill()
             process.join(_EXIT_S)
-        process.close()
+        with suppress(ValueError):  # not even that ends it as long as its disk hangs
+            process.close()
 
     def _ask(self, request: DecodeRequest) -> Answer | None:
         """Send the request and wait for its answer; None if the process died, or had to be given up."""
@@ -126,7 +132,7 @@ class Decoder:
         try:
             self._provide(request.num_bytes, self._connection)
             self._connection.send(request)
-            if self._connection in wait([self._connection, self._process.sentinel], _ANSWER_S):
+            if self._connection in wait([self._connection, self._process.sentinel], self._answer_s):
                 return self._connection.recv()
         except (EOFError, ConnectionError):
             pass

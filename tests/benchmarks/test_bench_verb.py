@@ -5,7 +5,7 @@ import pytest
 from benchmarks.cli import main
 from samix.cli import main as samix
 
-BENCHMARKS = ("transport", "server", "local", "peers")
+BENCHMARKS = ("transport", "server", "local", "dataset", "peers")
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

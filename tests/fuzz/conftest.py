@@ -10,6 +10,7 @@ from child_server import ChildServer, child_server
 from framing import whole
 from fuzzing import ANSWER_S, SEED, Tally
 from serving import random_call, tiny_mixer
+from shard_making import write_noise_shards
 
 from samix.mixing.artefact import save_artefact
 from samix.wire import encode_request
@@ -17,6 +18,7 @@ from samix.wire import encode_request
 _FLAGS = (
     *("--requests.max-message-mib", "4", "--requests.max-upload-s", "5", "--requests.stream-idle-s", "5"),
     *("--shared-memory-mib", "8", "--leases.max-leases", "6", "--leases.handshake-s", "0.2"),
+    *("--datasets.num-workers", "1", "--datasets.lease-s", "5", "--datasets.read-ahead", "1"),
 )
 _TALLIES = pytest.StashKey[list[Tally]]()
 
@@ -29,11 +31,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(folder: Path) -> Iterator[ChildServer]:
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shards of the dataset `noise` lie."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_noise_shards(folder, [20, 20])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(folder: Path, shards: Path) -> Iterator[ChildServer]:
     """A server, which must end well after everything."""
     path = folder / "tiny.safetensors"
     save_artefact(path, tiny_mixer(), {})
-    with child_server(folder, "--mixers", str(path), *_FLAGS) as running:
+    with child_server(folder, "--mixers", str(path), "--dataset", f"noise={shards}/*.tar", *_FLAGS) as running:
         yield running
         running.process.send_signal(signal.SIGTERM)
         assert running.process.wait(ANSWER_S) == 0, running.complaints()

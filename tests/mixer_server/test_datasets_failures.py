@@ -19,6 +19,8 @@ from subscribing import datasets_at, epoch_of, refusal, subscribed, wanted
 from mixer_server.app import MixerServer
 from mixer_server.cli import main
 from mixer_server.datasets.config import DatasetsConfig
+from mixer_server.front.request_config import RequestConfig
+from mixer_server.scheduling.memory import resident_bytes
 from samix.mixer.v1 import dataset_pb2 as pb
 from samix.mixer.v1.dataset_pb2_grpc import DatasetServiceStub
 from samix.mixing.frozen import FrozenMixer
@@ -181,6 +183,38 @@ def test_no_more_than_the_credits_is_sent(impatient: MixerServer):
     assert "no credit came for 0.5 s; resume with your cursor" in str(caught.value)
     assert len(rest) == TOTAL // 4 - 2
     wait_until(lambda: not open_subscriptions(impatient))
+
+
+def test_who_can_give_no_more_credits_is_not_waited_for(data: DatasetServiceStub):
+    """A consumer that half-closed is sent the batches of its credits; the call ends then, lease or not."""
+    with subscribed(data, wanted(), num_credits=2) as consumer:
+        consumer.half_close()
+        received = [consumer.next_batch(), consumer.next_batch()]
+        with pytest.raises(grpc.RpcError):
+            consumer.next_batch()
+        code, sentence = consumer.call.code(), consumer.call.details()
+
+    assert len(received) == 2
+    assert code is grpc.StatusCode.CANCELLED
+    assert "used its credits up; resume with your cursor" in sentence
+
+
+def test_batches_take_half_of_the_memory_at_most(shards: str):
+    """Consumers that take nothing leave half of the requests' memory to others, and whoever comes last a sentence."""
+    large: dict[str, Any] = {"image_size": 400, "batch_size": TOTAL}  # 19 MB a batch
+    memory_mib = (resident_bytes() >> 20) + 180  # 45 for batches
+    requests = RequestConfig(max_wait_s=1)
+    with (
+        serve(dataset=(f"noise={shards}",), memory_mib=memory_mib, requests=requests) as running,
+        datasets_at(running.addresses["grpc"]) as stub,
+        subscribed(stub, wanted(seed=1, **large), num_credits=0),
+        subscribed(stub, wanted(seed=2, **large), num_credits=0),
+    ):
+        wait_until(lambda: sample(running, "mixer_request_memory_bytes") > 36 << 20)
+        error = refusal(stub, wanted(seed=3, **large))
+
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details_of(error, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
 
 
 def test_who_does_not_read_is_cut_off(impatient: MixerServer):

@@ -31,6 +31,7 @@ from mixer_server.pages import make_routes
 from mixer_server.scheduling.batcher import Batcher
 from mixer_server.scheduling.budget import MemoryBudget
 from mixer_server.scheduling.memory import planned_mib, request_bytes
+from mixer_server.status.board import StatusBoard
 from samix.errors import ConfigError
 from samix.mixing.artefact import load_mixer
 from samix.mixing.frozen import FrozenMixer
@@ -78,7 +79,18 @@ class MixerServer:
         self.addresses: dict[str, str] = {}
         """Where it listens, by grpc, http, metrics and unix; filled by `start`."""
         self._passes = passes or open_passes(config, "cpu")
-        self._engine = Engine(self.batcher, self._passes, self.metrics, on_death=self._give_up)
+        self._board = StatusBoard(
+            registry=registry,
+            readiness=self.readiness,
+            metrics=self.metrics,
+            batcher=self.batcher,
+            max_queue_images=config.batching.max_queue_images,
+            has_gallery=config.gallery,
+            list_entries=lambda: self.repository.entries(),
+        )
+        self._engine = Engine(
+            self.batcher, self._passes, self.metrics, on_death=self._give_up, on_answer=self._board.note_answer
+        )
         self._stock = Stock(
             config.model_control,
             config.mixers,
@@ -152,7 +164,7 @@ class MixerServer:
             self.registry,
             self.readiness,
             self.metrics.registry,
-            self.repository.entries,
+            self._board,
             max_images=self.config.requests.max_images,
         )
         http = serve_pages(routes, host, self.config.http_port)
@@ -175,6 +187,8 @@ class MixerServer:
         datasets = self._open_datasets()
         budget = MemoryBudget(request_bytes(memory_mib), self.batcher.retry_after_s)
         self.metrics.watch_memory(budget)
+        self._opened.callback(self._board.close)
+        self._board.start(budget, datasets)
         memory = self._open_shared_memory()
         intake = Intake(
             config,
@@ -219,7 +233,7 @@ class MixerServer:
 
     def _watch(self) -> None:
         self.metrics.describe_process()
-        self.metrics.watch_queue(self.batcher)
+        self.metrics.watch_queue(self.batcher, self.config.batching.max_queue_images)
         self._stock.check()
 
     def _open_admin(self, path: Path) -> None:

@@ -34,6 +34,8 @@ class ServerConfig:
     """Port of gRPC; 0 takes a free one and prints it."""
     http_port: int = 8000
     """Port of the status page, /livez, /readyz and /metrics; 0 takes a free one and prints it."""
+    gallery: bool = False
+    """Show the latest mixed pictures on the status page: clients' data, to whoever can open it."""
     metrics_port: int = 8002
     """Port of /metrics alone; 0, and also a port that is taken, become a free one that is printed."""
     workers: int = 1

@@ -16,6 +16,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from mixer_server.front.shared_memory import SharedMemory
 from mixer_server.scheduling.batcher import Batcher
 from mixer_server.scheduling.budget import MemoryBudget
+from mixer_server.status.problems import Problems
 from samix.mixing.frozen import FrozenMixer
 from services.metrics import SECONDS_BUCKETS
 
@@ -35,6 +36,8 @@ class MixerMetrics:
         seconds = partial(histogram, buckets=SECONDS_BUCKETS)
         model = ["model", "version"]
         self.registry = registry
+        self.problems = Problems()
+        """What was refused or failed lately, in words."""
         self.requests = counter("mixer_requests", "Calls answered, by gRPC status code.", [*model, "method", "code"])
         self.requests_in_flight = gauge("mixer_requests_in_flight", "Calls, and batches of streams, being answered.")
         self.streams_open = gauge("mixer_streams_open", "Streams that are open.")
@@ -82,9 +85,10 @@ class MixerMetrics:
         finally:
             self.stages[stage].observe(time.perf_counter() - started_s)
 
-    def watch_queue(self, batcher: Batcher) -> None:
-        """Read the queue's length whenever the page is fetched."""
+    def watch_queue(self, batcher: Batcher, max_images: int) -> None:
+        """Read the queue's length whenever the page is fetched; `max_images` is where it is full."""
         gauge = partial(Gauge, registry=self.registry)
+        gauge("mixer_queue_limit_images", "Most images that may wait for a pass.").set(max_images)
         gauge("mixer_queue_requests", "Requests that wait for a pass.").set_function(lambda: batcher.num_requests)
         gauge("mixer_queue_images", "Images that wait for a pass.").set_function(lambda: batcher.num_images)
         gauge("mixer_queue_bytes", "Pixels that wait for a pass.").set_function(lambda: batcher.num_bytes)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 from typing import Any
@@ -33,7 +33,21 @@ class Page:
     """HTTP status code."""
     content_type: str = "text/plain; charset=utf-8"
     """Media type of the body."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """More headers, or others in place of those that every page has."""
+    data: bytes | None = None
+    """What to send where it is no text; in place of the body."""
 
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+"""Of every page: nothing keeps it, frames it, guesses what it is, or loads anything for it."""
 
 Routes = Mapping[str, Callable[[], Page]]
 """A page for each path. Pages are made on several threads at once."""
@@ -135,12 +149,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         page = self._page()
-        body = page.body.encode()
+        body = page.body.encode() if page.data is None else page.data
         self.send_response(page.status)
         self.send_header("Content-Type", page.content_type)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
+        for name, value in (_HEADERS | dict(page.headers)).items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)

@@ -3,26 +3,74 @@
 `log.info("shard_written", extra={"shard": name, "samples": 1000})` becomes
 `2025-01-31T12:00:00.000Z INFO services.shards shard_written shard=digits-train-000000.tar samples=1000`.
 A field may not be called like one of LogRecord's own attributes (`name`, `args`, `module`, ...): logging refuses it.
+What repeats is counted instead of written, see log_repeats; lines of a rank that torchrun started say which one.
 """
 
 import json
 import logging
+import os
 import sys
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Literal
+
+from services.log_repeats import Repeats
 
 LogFormat = Literal["text", "json"]
 
 _OWN_ATTRIBUTES = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
-def setup_logging(log_format: LogFormat = "text", *, level: int = logging.INFO) -> None:
-    """Send the logs of this process to stderr; to be called once, by a program's main."""
-    handler = logging.StreamHandler(sys.stderr)
+def setup_logging(
+    log_format: LogFormat = "text", *, level: int = logging.INFO, environ: Mapping[str, str] = os.environ
+) -> None:
+    """Send the logs of this process to stderr; to be called once, by a program's main.
+
+    Args:
+        log_format: lines for people or for machines.
+        level: the lowest that is written.
+        environ: where torchrun's RANK is looked up, which each line then has as a field.
+    """
+    handler = LineHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(_shortened)
+    if (rank := environ.get("RANK", "")).isdigit():
+        handler.addFilter(_label("rank", int(rank)))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
+
+
+class LineHandler(logging.StreamHandler):
+    """Writes lines to stderr, except for repeats, whose numbers it writes at its end at the latest.
+
+    Args:
+        make_repeats: starts to count; each process counts for itself.
+    """
+
+    def __init__(self, make_repeats: Callable[[], Repeats] = Repeats) -> None:
+        super().__init__(sys.stderr)
+        self._make_repeats = make_repeats
+        self._repeats = make_repeats()
+        self._process_id = os.getpid()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, or count it."""
+        for admitted in self._own_repeats().admit(record):
+            super().emit(admitted)
+
+    def close(self) -> None:
+        """Write what was counted; logging does this at the end of the process."""
+        with self.lock or nullcontext():
+            for count in self._own_repeats().drain():
+                if not self.stream.closed:
+                    super().emit(count)
+        super().close()
+
+    def _own_repeats(self) -> Repeats:
+        if self._process_id != os.getpid():  # a fork, whose parent will tell what it has counted
+            self._repeats, self._process_id = self._make_repeats(), os.getpid()
+        return self._repeats
 
 
 class TextFormatter(logging.Formatter):
@@ -30,7 +78,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record; a traceback follows on lines of its own."""
-        fields = "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
+        fields = "".join(f" {key}={_quoted(value)}" for key, value in fields_of(record).items())
         line = f"{_time(record)} {record.levelname} {record.name} {record.getMessage()}{fields}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
@@ -45,7 +93,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "event": record.getMessage(),
-            **_fields(record),
+            **fields_of(record),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
@@ -59,7 +107,16 @@ def _shortened(record: logging.LogRecord) -> bool:
     return True
 
 
-def _fields(record: logging.LogRecord) -> dict[str, object]:
+def _label(name: str, value: object) -> Callable[[logging.LogRecord], bool]:
+    def label(record: logging.LogRecord) -> bool:
+        vars(record).setdefault(name, value)  # a line about another rank says so itself
+        return True
+
+    return label
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """Say what a record was given beside its event."""
     return {key: value for key, value in vars(record).items() if key not in _OWN_ATTRIBUTES}
 
 

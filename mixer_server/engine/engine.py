@@ -38,7 +38,12 @@ class Engine:
     """
 
     def __init__(
-        self, batcher: Batcher, passes: Passes, metrics: MixerMetrics, on_death: Callable[[], None] = lambda: None
+        self,
+        batcher: Batcher,
+        passes: Passes,
+        metrics: MixerMetrics,
+        on_death: Callable[[], None] = lambda: None,
+        on_answer: Callable[[Job, Outcome], None] = lambda _job, _outcome: None,
     ) -> None:
         """Compute what a batcher hands out.
 
@@ -47,11 +52,14 @@ class Engine:
             passes: compute.
             metrics: count.
             on_death: called when nothing more will be computed although the server goes on.
+            on_answer: told of each request that is about to be answered, while its pixels are still there; must be
+                quick and raise nothing.
         """
         self._batcher = batcher
         self._passes = passes
         self._metrics = metrics
         self._on_death = on_death
+        self._on_answer = on_answer
         self._launched: deque[_Launched] = deque()
         # A daemon, so that a pass that never ends cannot keep the process from exiting.
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -95,7 +103,8 @@ class Engine:
         try:
             work(group)
         except Exception as error:
-            log.exception("pass_failed", extra={"key": group[0].key, "requests": len(group)})
+            clients = ",".join(sorted({job.client for job in group}))
+            log.exception("pass_failed", extra={"key": group[0].key, "requests": len(group), "clients": clients})
             for job in group:
                 job.settle(MixerBroken("the mixer failed on this batch; the server's log has the reason"))
             if isinstance(error, DeviceLost):
@@ -126,6 +135,7 @@ class Engine:
         mode = "images" if job.call.wants_images else "mask_logits"
         self._metrics.images.labels(mixer.name, mixer.version, mode).inc(job.num_images)
         self._metrics.lambda_error.labels(mixer.name).observe(outcome.lambda_error)
+        self._on_answer(job, outcome)
         job.settle(outcome.reply)
 
     def _die(self) -> None:

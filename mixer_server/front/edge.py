@@ -80,9 +80,10 @@ class Edge:
             code = grpc.StatusCode.OK
         except MixerError as error:
             code = STATUS_OF[type(error)]
+            self._metrics.problems.note(name, code.name, str(error))
             _abort(context, error)
         except Exception:
-            log.exception("call_failed", extra={"method": name})
+            log.exception("call_failed", extra={"method": name, "client": caller_of(context).client})
             _abort(context, MixerBroken("the server failed on this request; its log has the reason"))
         finally:
             self._metrics.requests.labels(call.model, call.version, name, code.name).inc()
@@ -128,7 +129,9 @@ def caller_of(context: grpc.ServicerContext) -> Caller:
 
 def refuse(metrics: MixerMetrics, method: str, context: grpc.ServicerContext, error: MixerError) -> NoReturn:
     """Count and refuse a call of which no more is known than its method."""
-    metrics.requests.labels(UNKNOWN, UNKNOWN, method, STATUS_OF[type(error)].name).inc()
+    code = STATUS_OF[type(error)].name
+    metrics.requests.labels(UNKNOWN, UNKNOWN, method, code).inc()
+    metrics.problems.note(method, code, str(error))
     _abort(context, error)
 
 

@@ -129,7 +129,7 @@ class StreamBatch:
         except MixerError as error:
             self._error = _without_frames(error)
         except Exception:
-            log.exception("batch_failed", extra={"client": self._caller.client})
+            log.exception("batch_failed", extra={"client": self._caller.client, "batch": self.sequence})
             self._error = MixerBroken("the server failed on this batch; its log has the reason")
 
     def wait(self) -> MixReply | MixerError:
@@ -138,6 +138,8 @@ class StreamBatch:
         code = STATUS_OF[type(outcome)].name if isinstance(outcome, MixerError) else "OK"
         metrics = self._services.metrics
         metrics.requests.labels(*self._model, "MixStream", code).inc()
+        if isinstance(outcome, MixerError):
+            metrics.problems.note("MixStream", code, str(outcome))
         metrics.request_duration.labels("MixStream").observe(time.perf_counter() - self._began_s)
         return outcome
 

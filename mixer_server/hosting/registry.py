@@ -139,7 +139,7 @@ def open_registry(paths: Sequence[Path], device: str) -> Registry:
     """
     files = [file for path in paths for file in _files(path)]
     if not files:
-        raise ConfigError("name at least one mixer: --mixers FILE_OR_FOLDER...")
+        raise ConfigError("name at least one mixer: --mixers FILE_OR_FOLDER..., or a dataset: --dataset NAME=SHARDS")
     mixers: dict[str, FrozenMixer] = {}
     origins: dict[Key, Origin] = {}
     for file in files:

@@ -1,33 +1,30 @@
 """The pages over HTTP of a server of several workers, made from theirs."""
 
-import html
 import http.client
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 
 from mixer_server.oip.pages import READY, ProtocolRoutes, error_page, readiness_page
 from mixer_server.scheduling.batcher import SHUTTING_DOWN
+from mixer_server.status.markup import Markup, section, table
+from mixer_server.status.page import live_page, status_page
+from mixer_server.status.routes import PICTURE_TYPE, PICTURES, PictureRoutes, icon_page, picture_page
+from mixer_server.status.snapshot import Status, decode_status, encode_status, merge
 from mixer_server.workers.worker_metrics import WorkerMetrics
 from mixer_server.workers.worker_process import Worker
 from services.http import Page, Routes
 from services.metrics import metrics_page
 
+log = logging.getLogger(__name__)
+
 FETCH_S = 2.0
 """Longest that a worker may take for a page of its own."""
 
 _THREADS_PER_WORKER = 4
-
-_WORKERS = """<h2>Workers</h2>
-<p>The page above is that of worker {index}.</p>
-<table>
-<tr><th>worker<th>process<th>state<th>restarts<th>listens on</tr>
-{rows}
-</table>
-"""
-
-_NO_WORKER = (
-    '<!doctype html>\n<html lang="en">\n<title>SAMix mixer server</title>\n<h1>No worker answers</h1>\n</html>\n'
-)
+_NO_WORKER = "no worker answers now; ask again"
+_READY = "ready"
 
 
 class WorkerPages:
@@ -42,12 +39,15 @@ class WorkerPages:
     def routes(self) -> Routes:
         """Make the pages."""
         pages = {
-            "/": self._status_page,
+            "/": lambda: status_page(self._status(), [_workers_section(self._workers)]),
+            "/status/live": lambda: live_page(self._status(), [_workers_section(self._workers)]),
+            "/status.json": self._status_data,
+            "/icon.svg": icon_page,
             "/livez": lambda: Page("ok\n"),
             "/readyz": self._ready_page,
             "/metrics": metrics_page(self.metrics.registry),
         }
-        return ProtocolRoutes(pages, self._protocol_page)
+        return ProtocolRoutes(PictureRoutes(pages, self._picture_page), self._protocol_page)
 
     def drain(self) -> None:
         """Say that the server goes away; there is no way back."""
@@ -72,15 +72,39 @@ class WorkerPages:
         """Answer for all workers whether they are ready; else what one of them answers, for they host the same."""
         if path == READY:
             return readiness_page(self._ready_page().status == 200)
-        return next(iter(self._fetch(path).values()), error_page("no worker answers now; ask again", 503))
+        return next(iter(self._fetch(path).values()), error_page(_NO_WORKER, 503))
 
-    def _status_page(self) -> Page:
-        pages = self._fetch("/")
-        index, page = next(iter(pages.items()), (0, Page(_NO_WORKER, status=503)))
-        rows = "\n".join(_row(worker) for worker in self._workers)
-        workers = _WORKERS.format(index=index, rows=rows)
-        body = page.body.replace("</html>", f"{workers}</html>")
-        return Page(body, status=page.status, content_type="text/html; charset=utf-8")
+    def _status(self) -> Status | None:
+        """Put together what all workers say; None where none answers."""
+        statuses = {}
+        for index, page in self._fetch("/status.json").items():
+            try:
+                statuses[index] = decode_status(page.body)
+            except (ValueError, TypeError, KeyError) as error:
+                log.warning("worker_status_unreadable", extra={"worker": index, "reason": str(error)})
+        return replace(merge(statuses), state=self._state(statuses)) if statuses else None
+
+    def _state(self, statuses: Mapping[int, Status]) -> str:
+        """Say what keeps workers from taking work, also those that said nothing; `ready` where nothing does."""
+        if self._is_draining:
+            return SHUTTING_DOWN
+        states = {worker.index: _state_of(worker, statuses.get(worker.index)) for worker in self._workers}
+        return "; ".join(f"worker {index}: {state}" for index, state in states.items() if state != _READY) or _READY
+
+    def _status_data(self) -> Page:
+        status = self._status()
+        if status is None:
+            return error_page(_NO_WORKER, 503)
+        return Page(encode_status(status), content_type="application/json")
+
+    def _picture_page(self, key: str) -> Page:
+        """Ask the worker whose picture it is."""
+        index, _, number = key.partition("-")
+        for worker in self._workers:
+            if str(worker.index) == index and worker.report is not None and number.isdecimal():
+                page = _fetch_page(worker.report.addresses["http"], f"{PICTURES}{number}.jpg")
+                return page if page is not None else picture_page(None)
+        return picture_page(None)
 
     def _fetch_metrics(self) -> dict[int, str]:
         return {index: page.body for index, page in self._fetch("/metrics").items() if page.status == 200}
@@ -104,7 +128,10 @@ def _fetch_page(address: str, path: str) -> Page | None:
         connection.request("GET", path)
         response = connection.getresponse()
         content_type = response.getheader("Content-Type") or "text/plain"
-        return Page(response.read().decode(), status=response.status, content_type=content_type)
+        data = response.read()
+        if content_type == PICTURE_TYPE:
+            return Page("", status=response.status, content_type=content_type, data=data)
+        return Page(data.decode(), status=response.status, content_type=content_type)
     except (OSError, http.client.HTTPException):  # it ends, or has no time
         return None
     finally:
@@ -117,13 +144,19 @@ def _obstacle(worker: Worker, page: Page | None) -> str | None:
     return None if page.status == 200 else page.body.strip()
 
 
-def _row(worker: Worker) -> str:
+def _state_of(worker: Worker, status: Status | None) -> str:
+    return status.state if status is not None else worker.obstacle or "does not answer"
+
+
+def _workers_section(workers: Sequence[Worker]) -> Markup:
+    rows = [
+        (worker.index, worker.process_id or "", worker.obstacle or "ready", worker.num_restarts, _addresses(worker))
+        for worker in workers
+    ]
+    columns = ("Worker", "Process", "State", "Restarts", "Listens on")
+    return section("workers", "Workers", table("Processes that share the port", columns, rows))
+
+
+def _addresses(worker: Worker) -> str:
     report = worker.report
-    cells = (
-        worker.index,
-        worker.process_id or "",
-        worker.obstacle or "ready",
-        worker.num_restarts,
-        ", ".join(f"{name} {address}" for name, address in report.addresses.items()) if report else "",
-    )
-    return "<tr>" + "".join(f"<td>{html.escape(str(cell))}" for cell in cells) + "</tr>"
+    return ", ".join(f"{name} {address}" for name, address in report.addresses.items()) if report else ""

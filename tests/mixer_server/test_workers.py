@@ -1,4 +1,5 @@
 import http.client
+import json
 import os
 import signal
 import socket
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +61,11 @@ class Program:
             return response.status, response.read().decode()
         finally:
             connection.close()
+
+    def picture(self, key: str) -> bytes:
+        """Fetch a picture of the gallery."""
+        with urllib.request.urlopen(f"http://{self.fields['http']}/gallery/{key}.jpg", timeout=WAIT_S) as response:
+            return response.read()
 
     def counts(self, name: str) -> dict[str, float]:
         """Add up the samples of a name for each worker."""
@@ -127,6 +134,26 @@ def has_ended(process_id: int) -> bool:
     return not Path(f"/proc/{process_id}").exists()
 
 
+@pytest.mark.slow
+def test_one_status_of_all_workers(artefact: Path):
+    """The page of two workers adds up what both do, shows pictures of both, and names whose errors it lists."""
+    with program("--mixers", str(artefact), "--gallery") as server:
+        server.ask_until_all_answered()
+        status = json.loads(server.page("/status.json")[1])
+        answered = sum(server.counts("mixer_images_total").values())
+        pictures = [server.picture(picture["key"]) for picture in status["pictures"]]
+        missing = [server.page(f"/gallery/{key}.jpg")[0] for key in ("0", "7-0", "0-x", "0-999")]
+        code, live = server.page("/status/live")
+
+    assert status["state"] == "ready"
+    assert sum(client["num_images"] for client in status["clients"]) == answered
+    assert {picture["key"].partition("-")[0] for picture in status["pictures"]} == {"0", "1"}
+    assert all(picture.startswith(b"\xff\xd8") for picture in pictures)
+    assert missing == [404] * 4
+    assert code == 200
+    assert ">Workers</h2>" in live
+
+
 def test_all_workers_answer_and_drain(artefact: Path, tmp_path: Path):
     """Two processes answer on one port and on a socket each, are seen on one page, and drain together on SIGTERM."""
     path = tmp_path / "mixer.sock"
@@ -151,7 +178,7 @@ def test_all_workers_answer_and_drain(artefact: Path, tmp_path: Path):
     assert sockets == [f"{path}.0", f"{path}.1"]
     assert answers == ["tiny", "tiny"]
     assert readiness == (200, "ok\n")
-    assert all(f"<td>{worker}<td>ready" in status for worker in workers)
+    assert all(f'>{worker}</td><td role="cell" data-label="State">ready<' in status for worker in workers)
     assert errors.count("drained=True worker=") == 2
     assert "Traceback" not in errors
     assert list(tmp_path.iterdir()) == []

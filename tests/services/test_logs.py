@@ -1,11 +1,15 @@
+import io
 import json
 import logging
+import subprocess
+import sys
 
 import pytest
 from grpc import _common  # pyright: ignore[reportAttributeAccessIssue]
 
 from samix.mixer.v1 import mixer_pb2 as pb
-from services.logs import JsonFormatter, TextFormatter, setup_logging
+from services.log_repeats import MOST_WARNINGS
+from services.logs import JsonFormatter, LineHandler, TextFormatter, setup_logging
 
 
 @pytest.fixture
@@ -68,3 +72,79 @@ def test_garbage_of_a_peer_is_one_line(capsys):
     assert response is None
     (line,) = capsys.readouterr().err.splitlines()
     assert "ERROR grpc._common" in line
+
+
+@pytest.fixture
+def log_with():
+    """A logger whose lines go through `setup_logging` with some environment."""
+
+    def make(environ):
+        setup_logging("json", environ=environ)
+        return logging.getLogger("room")
+
+    return make
+
+
+@pytest.mark.parametrize(("environ", "rank"), [({"RANK": "3"}, 3), ({}, None), ({"RANK": "three"}, None)])
+def test_lines_of_a_rank_say_which(log_with, capsys, environ, rank):
+    """Each line of a process that torchrun started has its rank, unless it is about another one."""
+    log = log_with(environ)
+
+    log.info("step")
+    log.info("mixer_lost", extra={"rank": 7})
+
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line.get("rank") for line in lines] == [rank, 7]
+
+
+def test_repeats_are_counted_at_the_end(log_with, capsys):
+    """What was held back is told when the handler is closed, as it is at the end of a process."""
+    log = log_with({"RANK": "3"})
+
+    for number in range(MOST_WARNINGS + 5):
+        log.warning("fetch_retried", extra={"address": number})
+    logging.getLogger().handlers[0].close()
+
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line.get("address") for line in lines] == [*range(MOST_WARNINGS), None]
+    assert lines[-2]["held_s"] == pytest.approx(60, abs=5)
+    assert (lines[-1]["event"], lines[-1]["repeated"], lines[-1]["rank"]) == ("fetch_retried", 5, 3)
+
+
+def test_a_closed_stderr_is_no_trouble(log_with, capsys):
+    """Counts that nobody can read any more are let go without a traceback."""
+    log = log_with({})
+    for _ in range(MOST_WARNINGS + 1):
+        log.warning("fetch_retried")
+    handler = logging.getLogger().handlers[0]
+    assert isinstance(handler, LineHandler)
+    handler.setStream(closed := io.StringIO())
+    closed.close()
+
+    handler.close()
+
+    assert "repeated" not in capsys.readouterr().err
+
+
+FORK = """
+import logging, os
+from services.logs import setup_logging
+setup_logging(environ={})
+log = logging.getLogger("room")
+for _ in range(25):
+    log.warning("fetch_retried", extra={"by": "parent"})
+if not (child := os.fork()):
+    log.warning("fetch_retried", extra={"by": "child"})
+    logging.shutdown()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_fork_counts_for_itself():
+    """A process that forked neither inherits the silence of its parent nor tells its count a second time."""
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+
+    assert done.stderr.count("by=parent") == MOST_WARNINGS
+    assert done.stderr.count("by=child") == 1
+    assert done.stderr.count("repeated=5") == done.stderr.count("repeated=") == 1

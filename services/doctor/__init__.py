@@ -1,0 +1,1 @@
+"""What keeps samix from working on this machine: `samix doctor`."""

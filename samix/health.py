@@ -135,8 +135,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("target", type=_target, metavar="HOST:PORT|unix:///PATH", help="its gRPC address")
     about = parser.add_mutually_exclusive_group()
-    about.add_argument("--service", default="", metavar="NAME", help="ask about one gRPC service; default: the server")
-    about.add_argument("--mixer", default="", metavar="NAME", help="ask about one mixer")
+    about.add_argument(
+        "--service", type=_name, default="", metavar="NAME", help="ask about one gRPC service; default: the server"
+    )
+    about.add_argument("--mixer", type=_name, default="", metavar="NAME", help="ask about one mixer")
     parser.add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long for it to serve")
     return parser
 
@@ -144,6 +146,12 @@ def _parser() -> argparse.ArgumentParser:
 def _target(text: str) -> str:
     if not is_target(text):
         raise argparse.ArgumentTypeError(f"an address is host:port, dns:///name:port or unix:///path, got {text!r}")
+    return text
+
+
+def _name(text: str) -> str:
+    if not text.isprintable():  # nor can bytes that are no UTF-8 be sent
+        raise argparse.ArgumentTypeError(f"a name is printable text, got {text!r}")
     return text
 
 

@@ -30,7 +30,8 @@ _Key = tuple[str, int, str, str]
 @dataclass(slots=True)
 class _Window:
     ends_s: float
-    first: logging.LogRecord
+    labels: dict[str, object]
+    most: int
     seen: int = 0
 
 
@@ -56,13 +57,12 @@ class Repeats:
         key = _key(record)
         if key not in self._windows:
             due += self._make_room()
-            self._windows[key] = _Window(ends_s=now_s + WINDOW_S, first=record)
+            self._windows[key] = _open_window(record, now_s)
         window = self._windows[key]
         window.seen += 1
-        most = _most(record)
-        if window.seen < most:
+        if window.seen < window.most:
             return [*due, record]
-        return [*due, _with(record, held_s=round(window.ends_s - now_s, 1))] if window.seen == most else due
+        return [*due, _with(record, held_s=round(window.ends_s - now_s, 1))] if window.seen == window.most else due
 
     def drain(self) -> list[logging.LogRecord]:
         """Answer all counts that were not told yet, for the end of the program."""
@@ -78,8 +78,11 @@ class Repeats:
         return _count(*self._windows.popitem(last=False)) if len(self._windows) >= self._max_events else []
 
 
-def _most(record: logging.LogRecord) -> int:
-    return MOST_WARNINGS if record.levelno >= logging.WARNING else MOST_NOTES
+def _open_window(record: logging.LogRecord, now_s: float) -> _Window:
+    # The record itself is not kept: its traceback would hold the batches of all frames in memory.
+    labels = {label: getattr(record, label) for label in _LABELS if hasattr(record, label)}
+    most = MOST_WARNINGS if record.levelno >= logging.WARNING else MOST_NOTES
+    return _Window(ends_s=now_s + WINDOW_S, labels=labels, most=most)
 
 
 def _key(record: logging.LogRecord) -> _Key:
@@ -89,8 +92,8 @@ def _key(record: logging.LogRecord) -> _Key:
 def _event(record: logging.LogRecord) -> str:
     try:
         text = record.getMessage()
-    except (TypeError, ValueError, KeyError):  # wrong arguments, of which the handler will complain
-        return str(record.msg)[:_MAX_LENGTH]
+    except Exception:  # noqa: BLE001 - arguments that cannot be written raise anything; the handler will complain
+        return f"{record.filename}:{record.lineno}"
     event = _EVENT.match(text)
     return event[0] if event else text[:_MAX_LENGTH]  # a library's sentence
 
@@ -113,10 +116,9 @@ def _with(record: logging.LogRecord, **fields: object) -> logging.LogRecord:
 
 
 def _count(key: _Key, window: _Window) -> list[logging.LogRecord]:
-    held = window.seen - _most(window.first)
+    held = window.seen - window.most
     if held <= 0:
         return []
     name, level, event, _ = key
-    labels = {label: getattr(window.first, label) for label in _LABELS if hasattr(window.first, label)}
     fields = {"name": name, "levelno": level, "levelname": logging.getLevelName(level), "msg": event}
-    return [logging.makeLogRecord({**fields, **labels, "repeated": held})]
+    return [logging.makeLogRecord({**fields, **window.labels, "repeated": held})]

@@ -36,7 +36,7 @@ class Problems:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         """Seconds."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what the garbage collector ends inside may log, hence come back here
         self._kinds: OrderedDict[tuple[str, str], Problem] = OrderedDict()
 
     def note(self, source: str, kind: str, text: str) -> None:

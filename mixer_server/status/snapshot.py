@@ -149,11 +149,12 @@ def decode_status(text: str) -> Status:
     return Status(**values | parts)
 
 
-def merge(statuses: Mapping[int, Status]) -> Status:
+def merge(statuses: Mapping[int, Status], state: str) -> Status:
     """Put workers together, which host the same.
 
     Args:
-        statuses: of each worker, by its number; at least one.
+        statuses: of each worker that answers, by its number; at least one.
+        state: of all, also of those that do not answer.
     """
     first = next(iter(statuses.values()))
     all_of = list(statuses.values())
@@ -161,10 +162,9 @@ def merge(statuses: Mapping[int, Status]) -> Status:
     def total(name: str) -> int:
         return sum(getattr(status, name) for status in all_of)
 
-    obstacles = [f"worker {index}: {status.state}" for index, status in statuses.items() if status.state != "ready"]
     return dataclasses.replace(
         first,
-        state="; ".join(obstacles) or "ready",
+        state=state,
         uptime_s=max(status.uptime_s for status in all_of),
         traffic=_merge_traffic([status.traffic for status in all_of]),
         **{name: total(name) for name in _SUMMED},

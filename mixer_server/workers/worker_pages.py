@@ -2,9 +2,10 @@
 
 import http.client
 import logging
+import string
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import replace
+from urllib.parse import quote
 
 from mixer_server.oip.pages import READY, ProtocolRoutes, error_page, readiness_page
 from mixer_server.scheduling.batcher import SHUTTING_DOWN
@@ -25,6 +26,7 @@ FETCH_S = 2.0
 _THREADS_PER_WORKER = 4
 _NO_WORKER = "no worker answers now; ask again"
 _READY = "ready"
+_SENT_AS_IT_IS = string.punctuation  # above all %; http.client refuses other than ASCII
 
 
 class WorkerPages:
@@ -72,7 +74,7 @@ class WorkerPages:
         """Answer for all workers whether they are ready; else what one of them answers, for they host the same."""
         if path == READY:
             return readiness_page(self._ready_page().status == 200)
-        return next(iter(self._fetch(path).values()), error_page(_NO_WORKER, 503))
+        return next(iter(self._fetch(quote(path, _SENT_AS_IT_IS)).values()), error_page(_NO_WORKER, 503))
 
     def _status(self) -> Status | None:
         """Put together what all workers say; None where none answers."""
@@ -82,7 +84,7 @@ class WorkerPages:
                 statuses[index] = decode_status(page.body)
             except (ValueError, TypeError, KeyError) as error:
                 log.warning("worker_status_unreadable", extra={"worker": index, "reason": str(error)})
-        return replace(merge(statuses), state=self._state(statuses)) if statuses else None
+        return merge(statuses, self._state(statuses)) if statuses else None
 
     def _state(self, statuses: Mapping[int, Status]) -> str:
         """Say what keeps workers from taking work, also those that said nothing; `ready` where nothing does."""

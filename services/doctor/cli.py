@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def examine(args: argparse.Namespace, targets: Sequence[str]) -> Iterator[Finding]:
     """Make all checks, the quick ones first."""
-    for name, check in (*_machine_checks(args), *_torch_checks(args), *_given_checks(args, targets)):
+    # One after another: torch is not probed before what was found until then is told.
+    for name, check in chain(_machine_checks(args), _torch_checks(args), _given_checks(args, targets)):
         findings: list[Finding] = []
         with surviving(name, findings):
             found = check()

@@ -44,12 +44,9 @@ def probe_torch(program: Path = _PROBE, timeout_s: float = _PROBE_S) -> Probe:
     # -P: nothing beside the probe, nor in the current folder, may be taken for a module of torch.
     command = [sys.executable, "-P", str(program)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired as expired:
-        said = expired.stdout or b""
-        return Probe(
-            stages=_parsed(said if isinstance(said, str) else said.decode()), end=f"no end within {timeout_s:g} s"
-        )
+        return Probe(stages=_parsed(expired.stdout or b""), end=f"no end within {timeout_s:g} s")
     end = f"killed by signal {-done.returncode}" if done.returncode < 0 else ""
     return Probe(stages=_parsed(done.stdout), end=end)
 
@@ -140,7 +137,7 @@ def _reason(stage: dict[str, Any], probe: Probe) -> str:
     return str(stage.get("error") or probe.end or "it ended without a word")
 
 
-def _parsed(text: str) -> dict[str, dict[str, Any]]:
+def _parsed(text: bytes) -> dict[str, dict[str, Any]]:
     stages = {}
     for line in text.splitlines():
         try:

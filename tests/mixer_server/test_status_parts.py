@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import logging
+import threading
 from collections.abc import Callable
 from html.parser import HTMLParser
 from typing import Any
@@ -157,6 +158,25 @@ def test_a_flood_of_one_error_hides_no_other(clock: Clock):
     assert len(problems.recent()) == 24
 
 
+def test_a_problem_met_while_one_is_noted():
+    """A finalizer that logs an error, run by the garbage collector at any moment, blocks nobody."""
+    moments: list[float] = []
+
+    def clock() -> float:
+        moments.append(0.0)
+        if len(moments) == 1:
+            problems.note("log", "task was never awaited", "")
+        return 0.0
+
+    problems = Problems(clock)
+    thread = threading.Thread(target=problems.note, args=("Mix", "INTERNAL", "x"), daemon=True)
+    thread.start()
+    thread.join(5)
+
+    assert not thread.is_alive()
+    assert len(problems.recent()) == 2
+
+
 def test_warnings_of_the_log_are_noted():
     """A warning is noted with its fields and its error, without a traceback; information is not."""
     problems, log = Problems(), logging.getLogger("test_status")
@@ -296,10 +316,9 @@ def test_workers_are_put_together():
             clients=clients.list(),
             problems=problems.recent(),
             pictures=gallery.list(),
-            state="ready" if index else "starting",
         )
 
-    merged = merge(statuses)
+    merged = merge(statuses, "worker 0: starting")
 
     assert merged.state == "worker 0: starting"
     assert (merged.queue_images, merged.traffic.images_per_s) == (10, 10)

@@ -7,12 +7,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import WAIT_S
 
+from mixer_server.status.snapshot import Status, Traffic, encode_status
 from mixer_server.workers.worker_link import Report, decode_report
 from mixer_server.workers.worker_pages import WorkerPages
 from mixer_server.workers.worker_process import Worker, describe_status, next_pause
 from services.http import Page, PageServer, serve_pages
 
 REPORT = Report(addresses={"http": "127.0.0.1:1"}, mixers=["tiny@1"])
+
+NOTHING_DONE = Status(
+    version="1",
+    state="ready",
+    uptime_s=1.0,
+    traffic=Traffic(),
+    queue_requests=0,
+    queue_images=0,
+    queue_limit=8,
+    queue_clients=0,
+    in_flight=0,
+    streams=0,
+    memory_bytes=0,
+    memory_limit_bytes=8,
+    has_gallery=False,
+    mixers=[],
+    absent=[],
+    clients=[],
+    problems=[],
+    datasets=[],
+    pictures=[],
+)
 
 CONNECT = "import os, signal, socket, sys\nlink = socket.socket(fileno=int(sys.argv[-1]))\n"
 SAY = "link.sendall(sys.argv[1].encode() + b'\\n')\n"
@@ -178,7 +201,8 @@ def test_reports_are_lines(addresses: dict[str, str], mixers: list[str], refusal
 @pytest.fixture
 def served() -> Iterator[PageServer]:
     """Pages of a worker that is ready."""
-    pages = {"/": Page("<html>its mixers</html>"), "/readyz": Page("ok\n"), "/metrics": Page("mixer_batches_total 3\n")}
+    status = encode_status(NOTHING_DONE)
+    pages = {"/status.json": Page(status), "/readyz": Page("ok\n"), "/metrics": Page("mixer_batches_total 3\n")}
     server = serve_pages({path: lambda page=page: page for path, page in pages.items()}, "127.0.0.1", 0)
     yield server
     server.close()
@@ -211,10 +235,23 @@ def test_pages_of_all_workers(start: Start, served: PageServer, make_pages: Call
     status, readiness, metrics = (routes[path]() for path in ("/", "/readyz", "/metrics"))
 
     assert (readiness.status, readiness.body) == (200, "ok\n")
-    assert status.body.startswith("<html>its mixers<h2>Workers</h2>")
-    assert f"<td>{second.process_id}<td>ready" in status.body
+    assert status.status == 200
+    assert f'data-label="Process">{first.process_id}</td>' in status.body
+    assert f'data-label="Process">{second.process_id}</td>' in status.body
     assert 'mixer_batches_total{worker="0"} 3.0' in metrics.body
     assert 'mixer_batches_total{worker="1"} 3.0' in metrics.body
+
+
+def test_a_path_of_other_letters_is_asked_for(start: Start, make_pages: Callable[..., WorkerPages]):
+    """A path that is no ASCII reaches a worker percent-encoded, one that is encoded already as it is."""
+    pages = {path: lambda path=path: Page(path) for path in ("/v2/models/%C3%A9", "/v2/models/a%20b")}
+    server = serve_pages(pages, "127.0.0.1", 0)
+    routes = make_pages(ready(start, server.port)).routes()
+
+    answers = [routes[path]() for path in ("/v2/models/\xe9", "/v2/models/a%20b")]
+
+    server.close()
+    assert [answer.body for answer in answers] == list(pages)
 
 
 def test_pages_while_a_worker_starts(start: Start, served: PageServer, make_pages: Callable[..., WorkerPages]):
@@ -224,7 +261,7 @@ def test_pages_while_a_worker_starts(start: Start, served: PageServer, make_page
     status, readiness, metrics = (routes[path]() for path in ("/", "/readyz", "/metrics"))
 
     assert (readiness.status, readiness.body) == (503, "worker 1: starting\n")
-    assert "<td>starting" in status.body
+    assert 'data-label="State">starting</td>' in status.body
     assert "mixer_workers_up 1.0" in metrics.body
 
 
@@ -236,7 +273,7 @@ def test_pages_when_no_worker_answers(start: Start, unused_port: int, make_pages
 
     assert (readiness.status, readiness.body) == (503, "worker 0: does not answer\n")
     assert (status.status, metrics.status) == (503, 200)
-    assert "No worker answers" in status.body
+    assert "no worker answers" in status.body
     assert "mixer_workers_up 0.0" in metrics.body
 
 

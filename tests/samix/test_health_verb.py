@@ -128,6 +128,7 @@ def test_waits_no_longer_than_told(servicer, capsys):
         ["localhost:8001", "--wait", "soon"],
         ["localhost:8001", "--wait", "inf"],
         ["localhost:8001", "--mixer", "a", "--service", "b"],
+        ["localhost:8001", "--mixer", "\udcff"],
     ],
 )
 def test_wrong_use_ends_with_2(argv, capsys):

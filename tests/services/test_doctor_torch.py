@@ -104,6 +104,7 @@ def test_a_broken_pair(stages, said):
     [
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "killed by signal 11"),
         ("import time; time.sleep(60)", "no end within 0.5 s"),
+        (r"import sys; sys.stdout.buffer.write(b'\xff\n\xff')", "it ended without a word"),
         ("print('a library speaks'); print('[1]'); print('{\"stage\":')", "it ended without a word"),
     ],
 )

@@ -44,6 +44,16 @@ def test_each_line_begins_with_its_verdict(capsys):
     assert lines[-1].split(", ")[0] == f"{sum(line.startswith('ok') for line in findings)} ok"
 
 
+def test_lines_come_before_torch_is_imported(capsys, monkeypatch):
+    """Whoever waits for torch, which may take minutes, has read what is known without it."""
+    told = []
+    monkeypatch.setattr(cli, "probe_torch", lambda: told.append(capsys.readouterr().out) or WHOLE)
+
+    run()
+
+    assert "ok         installation" in told[0]
+
+
 def test_a_failure_has_its_cure_and_status_1(capsys):
     """What will not work is followed by what to do, and ends the verb with 1."""
     status = run("--mixers", "none.safetensors")

@@ -1,7 +1,9 @@
 """Events that repeat: as many lines a minute as help, then their number."""
 
+import gc
 import logging
 import sys
+import weakref
 
 import pytest
 from hypothesis import given
@@ -142,9 +144,36 @@ def test_memory_is_bounded_and_nothing_is_lost(repeats: Repeats):
     assert fourth.getMessage() == "fourth"
 
 
-def test_a_line_that_cannot_be_formatted_passes(repeats: Repeats):
+class Unwritable:
+    """Cannot be turned into text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("its file is closed")
+
+
+def test_no_frame_is_kept(repeats: Repeats):
+    """An error that was written leaves nothing of its frames behind, where the pixels of a batch may be."""
+    alive = weakref.WeakSet[Unwritable]()
+
+    def fail() -> None:
+        alive.add(pixels := Unwritable())
+        try:
+            raise ValueError(f"of {id(pixels)}")
+        except ValueError:
+            repeats.admit(line("pass_failed", logging.ERROR, exc_info=sys.exc_info()))
+
+    fail()
+    gc.collect()
+
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("message", "value"), [("%d shards", "three"), ("%c", 1 << 40), ("%s", Unwritable())], ids=["type", "range", "own"]
+)
+def test_a_line_that_cannot_be_formatted_passes(repeats: Repeats, message: str, value: object):
     """Wrong arguments of a logging call are left to the handler, which complains of them."""
-    broken = line("%d shards", args=("three",))
+    broken = line(message, args=(value,))
 
     assert repeats.admit(broken) == [broken]
 

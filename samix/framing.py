@@ -41,13 +41,10 @@ class Framed(Generic[MessageT]):
 
 def join(message: Message, bulk: memoryview | bytes = b"") -> bytes:
     """Serialize a message whose bulk field is not set, with `bulk` in that field."""
-    if not bulk:
-        return message.SerializeToString()
-    head = message.SerializeToString() + bytes((_BULK_TAG,)) + _varint(len(bulk))
-    return b"".join((head, bulk))
+    return join_pieces(message, (bulk,)) if bulk else message.SerializeToString()
 
 
-def join_pieces(message: Message, pieces: Sequence[memoryview]) -> bytes:
+def join_pieces(message: Message, pieces: Sequence[memoryview | bytes]) -> bytes:
     """Serialize as `join`, with bulk bytes that lie in several pieces, of format `B`: each is copied once."""
     head = message.SerializeToString() + bytes((_BULK_TAG,)) + _varint(sum(map(len, pieces)))
     return b"".join((head, *pieces))

@@ -5,7 +5,6 @@ Torch is not imported: a check that runs every few seconds must not cost more th
 
 import argparse
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ import grpc
 # messages. The package with their own names is not part of a client's installation.
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
+from samix.targets import is_target
+
 _CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = 1
 _STATUSES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
-_TARGET = re.compile(r"(dns:///)?([\w.-]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})|unix:///\S+")
 _ANSWER_S = 5.0
 _PAUSE_S = 0.2
 _OPTIONS = [
@@ -55,12 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         health = _wait_until_serving(channel, service, args.wait) if args.wait else ask_health(channel, service)
     print(f"{args.target}: {health.sentence}")
     return 0 if health.is_serving else 1
-
-
-def is_target(text: str) -> bool:
-    """Whether a text is the address of one server: `host:port`, `dns:///name:port` or `unix:///path`."""
-    found = _TARGET.fullmatch(text)
-    return found is not None and (found["port"] is None or 1 <= int(found["port"]) <= 65535)
 
 
 def open_health_channel(target: str) -> grpc.Channel:

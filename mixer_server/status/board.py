@@ -1,5 +1,6 @@
 """Everything that the status page of one server says, gathered from where it happens."""
 
+import functools
 import importlib.metadata
 import logging
 import threading
@@ -170,5 +171,6 @@ class StatusBoard:
         ]
 
 
+@functools.cache  # a page that is looked at asks twice a second, and the answer lies on the disk
 def _version() -> str:
     return importlib.metadata.version("samix-service")

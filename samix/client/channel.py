@@ -5,7 +5,6 @@ data loading workers fork, but once it was used, a fork has to connect anew.
 """
 
 import os
-import re
 import socket
 import threading
 
@@ -19,10 +18,8 @@ from samix.client.timers import Timers
 from samix.client.unary import Line, Method, closed_error, start_unary
 from samix.errors import BadBatch, InputError
 from samix.framing import Framed
+from samix.targets import is_target
 from samix.wire import CLIENT_KEY
-
-_NETWORK_TARGET = re.compile(r"(dns:///)?([\w.-]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
-_UNIX_TARGET = re.compile(r"unix:///[^\s,]+")
 
 
 def check_targets(targets: str) -> list[str]:
@@ -33,8 +30,7 @@ def check_targets(targets: str) -> list[str]:
     """
     split = targets.split(",")
     for target in split:
-        network = _NETWORK_TARGET.fullmatch(target)
-        if not ((network and 1 <= int(network["port"]) <= 65535) or _UNIX_TARGET.fullmatch(target)):
+        if not is_target(target):
             raise InputError(f"a mixer's address is host:port, dns:///name:port or unix:///path, got {target!r}")
     if len(set(split)) < len(split):
         raise InputError(f"each replica must be named once, got {targets!r}")

@@ -135,10 +135,8 @@ class PendingMix:
         if device is not None:
             images = images.to(device, non_blocking=True)
             labels = None if labels is None else labels.to(device, non_blocking=True)
-        mixed = compose(images, labels, self._plan, _tensor(reply.mask_logits), reply.rendering)
-        if reply.images is None:
-            return mixed
-        return replace(mixed, images=_unit_float(reply.images, images.device))
+        mixed = None if reply.images is None else _unit_float(reply.images, images.device)
+        return compose(images, labels, self._plan, _tensor(reply.mask_logits), reply.rendering, mixed)
 
 
 def _unit_float(images: np.ndarray | ScatteredPixels, device: torch.device) -> Tensor:

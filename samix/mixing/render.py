@@ -76,7 +76,14 @@ def blend(images: Tensor, partner: Tensor, masks: Tensor) -> Tensor:
     return torch.lerp(images[partner], images, masks)
 
 
-def compose(images: Tensor, labels: Tensor | None, plan: MixPlan, logits: Tensor, rendering: Rendering) -> MixedBatch:
+def compose(
+    images: Tensor,
+    labels: Tensor | None,
+    plan: MixPlan,
+    logits: Tensor,
+    rendering: Rendering,
+    mixed: Tensor | None = None,
+) -> MixedBatch:
     """Finish a mix on the device of the images: render the masks, blend the exact pixels, pair the labels.
 
     Args:
@@ -85,17 +92,20 @@ def compose(images: Tensor, labels: Tensor | None, plan: MixPlan, logits: Tensor
         plan: what the logits were predicted for.
         logits: [B, 1, h, w] of image i's share.
         rendering: the mixer's settings.
+        mixed: float32 [B, 3, H, W] in [0, 1], the images where they were blended elsewhere; None blends them here.
     """
     plan = plan.to(images.device)
     size = (images.shape[2], images.shape[3])
     masks = render_masks(logits.to(images.device), plan.lam, size, rendering)
-    return mixed_batch(images, labels, plan, masks)
+    return mixed_batch(images, labels, plan, masks, mixed)
 
 
-def mixed_batch(images: Tensor, labels: Tensor | None, plan: MixPlan, masks: Tensor) -> MixedBatch:
-    """Blend with known masks float32 [B, 1, H, W] and pair the labels; everything on one device."""
+def mixed_batch(
+    images: Tensor, labels: Tensor | None, plan: MixPlan, masks: Tensor, mixed: Tensor | None = None
+) -> MixedBatch:
+    """Blend with known masks float32 [B, 1, H, W], unless that was done, and pair the labels; all on one device."""
     return MixedBatch(
-        images=blend(as_unit_float(images), plan.partner, masks),
+        images=blend(as_unit_float(images), plan.partner, masks) if mixed is None else mixed,
         labels_a=labels,
         labels_b=None if labels is None else labels[plan.partner.to(labels.device)],
         lam=plan.lam,

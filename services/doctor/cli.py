@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import get_args
 
 from samix.errors import ConfigError
-from samix.health import is_target
+from samix.targets import is_target
 from services.addresses import check_port
 from services.cli import program
 from services.doctor.findings import Finding, Verdict, surviving, unchecked

@@ -13,14 +13,6 @@ from samix.wire import MixCall
 MIXER = random_mixer(tiny_spec(), seed=0, name="m")
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def make_job(num_images: int = 1, side: int = 8, deadline_s: float = math.inf, **changes: Any) -> Job:
     """Make a request that says it holds images of `side` pixels; nobody here looks at them."""
     call = MixCall(

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
+from clocks import Clock
 from hypothesis import given
 from hypothesis import strategies as st
-from queueing import Clock, make_job
+from queueing import make_job
 
 from mixer_server.scheduling.batcher import Batcher, BatchingConfig
 from mixer_server.scheduling.fair_queue import PRIORITIES

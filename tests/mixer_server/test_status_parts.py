@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clocks import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -31,16 +32,9 @@ from services.metrics import SECONDS_BUCKETS
 MIXER = tiny_mixer()
 
 
-class Clock:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 def answered(call: MixCall, client: str = "somebody") -> tuple[Job, Outcome]:

@@ -3,6 +3,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from clocks import Clock
 from hypothesis import given
 from hypothesis import strategies as st
 from serving import WAIT_S
@@ -44,19 +45,9 @@ WAIT = "link.recv(1)\n"
 Start = Callable[..., Worker]
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1000.0)
 
 
 @pytest.fixture

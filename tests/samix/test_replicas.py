@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import torch
+from clocks import Clock
 from scripted_server import PATIENCE_S, ScriptedServicer, Tally, contrast_logits, first_pixel, serving, start_server
 from scripted_streams import HangUp
 from torch import Tensor
@@ -32,16 +33,6 @@ DOWN = MixerUnavailable("server is shutting down")
 
 
 PLAN = resolve_plan(2, lam=None, partner=None, generator=generator_for(1))
-
-
-class Clock:
-    """Time that moves when it is told to, seconds."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -162,13 +153,13 @@ def test_pauses_between_trials_double(pair: tuple[list[ScriptedServicer], str]) 
     """While a replica stays out it is asked ever less often, and its calls are no concern of others."""
     servicers, targets = pair
     servicers[0].faults.extend([DOWN] * 100)
-    clock = Clock()
+    clock = Clock(100.0)
     replicas = Replicas([Connection(target, QUICK) for target in check_targets(targets)], clock)
     answers = [ask(replicas) for _ in range(2)]
     left = []
 
     for seconds in (FIRST_PAUSE_S / 2, FIRST_PAUSE_S / 2, FIRST_PAUSE_S, FIRST_PAUSE_S, 4 * FIRST_PAUSE_S):
-        clock.now += seconds
+        clock.now_s += seconds
         answers += [ask(replicas), ask(replicas)]
         finish_probes(replicas)
         left.append(len(servicers[0].faults))

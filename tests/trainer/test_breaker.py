@@ -1,24 +1,15 @@
 """When a failing mixer is left alone, and when a run gives up on it."""
 
 import pytest
+from clocks import Clock
 
 from samix.errors import MixerUnavailable
 from trainer.fallback import FIRST_PAUSE_S, LONGEST_PAUSE_S, Breaker, BudgetSpent, FailureBudget
 
 
-class Clock:
-    """Time that moves when it is told to, seconds."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 def pauses(breaker: Breaker, clock: Clock, count: int) -> list[float]:
@@ -26,10 +17,10 @@ def pauses(breaker: Breaker, clock: Clock, count: int) -> list[float]:
     measured = []
     for _ in range(count):
         breaker.failed(breaker.now())
-        failed_at = clock.now
+        failed_at = clock.now_s
         while not breaker.allows():
-            clock.now += 0.25
-        measured.append(clock.now - failed_at)
+            clock.now_s += 0.25
+        measured.append(clock.now_s - failed_at)
     return measured
 
 
@@ -49,12 +40,12 @@ def test_failures_of_one_outage_count_once(clock: Clock):
     """Batches that were sent before a failure was known do not lengthen the pause it caused."""
     breaker = Breaker(clock)
     sent = [breaker.now() for _ in range(4)]
-    clock.now += 1.0
+    clock.now_s += 1.0
 
     for sent_at in sent:
         breaker.failed(sent_at)
 
-    clock.now += FIRST_PAUSE_S
+    clock.now_s += FIRST_PAUSE_S
     assert breaker.allows()
 
 

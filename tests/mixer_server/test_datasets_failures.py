@@ -48,9 +48,16 @@ def impatient(shards: str) -> Iterator[MixerServer]:
 
 
 @pytest.fixture(scope="module")
-def data(server: MixerServer) -> Iterator[DatasetServiceStub]:
+def stub(server: MixerServer) -> Iterator[DatasetServiceStub]:
     with datasets_at(server.addresses["grpc"]) as connected:
         yield connected
+
+
+@pytest.fixture
+def data(server: MixerServer, stub: DatasetServiceStub) -> DatasetServiceStub:
+    """A stub of a server on which nothing is open: a test before may have cancelled what ends only now."""
+    wait_until(lambda: not open_subscriptions(server))
+    return stub
 
 
 def details_of(error: grpc.RpcError, kind: Any) -> Any:

@@ -223,6 +223,7 @@ def _measure_mixing(config: BenchDatasetConfig, case: MixingCase, folder: Path) 
             for workers in (0, 1)
         }
         served = {_threads(count): _serve(config, case, shard, count) for count in threads}
+        served |= {_lanes(count): _serve(config, case, shard, 1, num_lanes=count) for count in threads if count > 1}
         rounds.append(MixingRound(loop=loop, served=served))
         print(f"    one process {max(loop.values()):,.0f}, served {max(served.values()):,.0f} images/s", flush=True)
     return summarise_mixing(case.name, rounds)
@@ -241,15 +242,20 @@ def _loop(config: BenchDatasetConfig, case: MixingCase, shard: Path, num_threads
     return measure_loop(loop, _log(config.json, f"{case.name} loop"))
 
 
-def _serve(config: BenchDatasetConfig, case: MixingCase, shard: Path, num_threads: int) -> float:
+def _serve(config: BenchDatasetConfig, case: MixingCase, shard: Path, num_threads: int, *, num_lanes: int = 1) -> float:
     """Let a server and a consumer share all cores; answers images per second."""
     options = {"batch_size": case.batch_size, "image_size": case.image_size, "mixer": case.mixer.stem}
-    flags = ["--mixers", str(case.mixer), "--device", "cpu", "--num-threads", str(num_threads)]
+    flags = ["--mixers", str(case.mixer), "--device", "cpu"]
+    flags += ["--num-threads", str(num_threads), "--lanes", str(num_lanes)]
     ours = our_system(shard, 0, options, *flags)
     load = Load(concurrency=(1,), seconds=config.seconds, cores=Cores(client=None, server=None))
     log = _log(config.json, f"{case.name} served")
     (figures,) = take_turn(ours, ours.variants[0], Path(sys.executable), load, log, _READY_S)
     return case.batch_size * figures["batches"] / figures["elapsed_s"]
+
+
+def _lanes(count: int) -> str:
+    return f"{count} lanes"
 
 
 def _threads(count: int) -> str:

@@ -75,7 +75,7 @@ class MixerServer:
         self.registry = registry
         self.readiness = Readiness()
         self.metrics = MixerMetrics(make_registry())
-        self.batcher = Batcher(config.batching)
+        self.batcher = Batcher(config.batching, num_lanes=max(1, config.lanes))
         self.addresses: dict[str, str] = {}
         """Where it listens, by grpc, http, metrics and unix; filled by `start`."""
         self._passes = passes or open_passes(config, "cpu")

@@ -1,5 +1,6 @@
 """Host mixers for trainers over gRPC."""
 
+import dataclasses
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ import torch
 
 from mixer_server.app import MixerServer
 from mixer_server.config import ServerConfig
-from mixer_server.engine.cores import usable_cores
+from mixer_server.engine.cores import choose_lanes, usable_cores
 from mixer_server.engine.device import open_passes
 from mixer_server.hosting.registry import Registry, open_registry
 from mixer_server.workers.workers import Workers
@@ -45,6 +46,7 @@ def build_server(config: ServerConfig, stop: StopRequest, *, is_worker: bool = F
         ArtefactError: if a mixer cannot be read.
     """
     device = _choose_device(config)
+    config = _share_cores(config, device)
     return MixerServer(
         config,
         _open_registry(config, device),
@@ -76,13 +78,19 @@ def _serve_with_workers(config: ServerConfig, args: Sequence[str], stop: StopReq
 
 
 def _choose_device(config: ServerConfig) -> str:
-    # torch's own number is what OMP_NUM_THREADS says, or one for each processor, whatever a container may use.
-    torch.set_num_threads(config.num_threads or min(torch.get_num_threads(), usable_cores()))
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no GPU; use --device cpu, or install torch with CUDA")
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.device
+
+
+def _share_cores(config: ServerConfig, device: str) -> ServerConfig:
+    """Settle how many passes are computed at once, and tell torch how many threads each has."""
+    lanes = choose_lanes(config.lanes, device, makes_ahead=bool(config.dataset))
+    # torch's own number is what OMP_NUM_THREADS says, or one for each processor, whatever a container may use.
+    torch.set_num_threads(config.num_threads or max(1, min(torch.get_num_threads(), usable_cores()) // lanes))
+    return dataclasses.replace(config, lanes=lanes)
 
 
 def _open_registry(config: ServerConfig, device: str) -> Registry:

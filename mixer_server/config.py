@@ -62,9 +62,13 @@ class ServerConfig:
     """Unix socket for operators (samix mixers), which only this user may open; --model-control explicit needs it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where mixers run; auto takes the first GPU if there is one."""
+    lanes: int = 0
+    """Passes computed at once on the CPU. Two of one thread each mix up to twice as many images a second as one that
+    two threads share, who wait for one another; a request that comes alone takes up to twice as long. 0 takes one, and
+    with --dataset, whose batches are made ahead, one for each core, at most four."""
     num_threads: int = 0
     """Threads of a pass on the CPU, and that decode pictures; 0 takes one for each physical core that the process, or
-    its container, may use, shared among workers."""
+    its container, may use, shared among workers and lanes."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the encoders. bf16 takes half the time where the processor has instructions for it, and makes masks
     that differ a little: serve one or the other to a training run."""
@@ -99,6 +103,8 @@ class ServerConfig:
             raise ConfigError(f"workers must lie in 1..{MAX_WORKERS}, got {self.workers}")
         if self.memory_mib < 0:
             raise ConfigError(f"memory-mib must be >= 0, got {self.memory_mib}; 0 takes most of what there is")
+        if self.lanes < 0:
+            raise ConfigError(f"lanes must be >= 0, got {self.lanes}; 0 chooses")
         if self.num_threads < 0:
             raise ConfigError(f"num-threads must be >= 0, got {self.num_threads}; 0 takes one for each core")
         check_seconds("exit-timeout-s", self.exit_timeout_s)

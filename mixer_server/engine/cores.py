@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
+from samix.errors import ConfigError
+
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_MAX_LANES = 4
+"""Unless more are asked for: each is a batch in memory, and a longer wait for the first of them."""
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
@@ -25,6 +29,24 @@ def usable_cores(quota: Path = _QUOTA, siblings: str = _SIBLINGS) -> int:
 def threads_per_worker(num_workers: int) -> int:
     """Divide the cores among processes that compute at the same time."""
     return max(1, usable_cores() // num_workers)
+
+
+def choose_lanes(wanted: int, device: str, *, makes_ahead: bool) -> int:
+    """Say how many passes are computed at once.
+
+    Args:
+        wanted: as many as somebody asked for; 0 if nobody did.
+        device: what computes them.
+        makes_ahead: whether several batches are always waiting, so that no pass is in anybody's way.
+
+    Raises:
+        ConfigError: if several are wanted of a GPU.
+    """
+    if device != "cpu":
+        if wanted > 1:
+            raise ConfigError(f"lanes is {wanted}, but a GPU has one, in which passes overlap; omit --lanes")
+        return 1
+    return wanted or (min(_MAX_LANES, usable_cores()) if makes_ahead else 1)
 
 
 def _read(file: Path) -> str:

@@ -22,7 +22,7 @@ def open_passes(config: ServerConfig, device: str) -> Passes:
     if config.compile:
         check_compiler()
     precision = _PRECISIONS[config.precision]
-    decoder = Decoder(config.num_threads or threads_per_worker(config.workers))
+    decoder = Decoder(config.num_threads * max(1, config.lanes) or threads_per_worker(config.workers))
     target = torch.device(device)
     if target.type != "cuda":
         return MixerPasses(decoder, precision=precision, compiles=config.compile)

@@ -60,17 +60,21 @@ class BatchingConfig:
 
 
 class Batcher:
-    """A bounded queue that hands out groups. Many threads submit, one takes."""
+    """A bounded queue that hands out groups. Many threads submit, one of each lane takes."""
 
-    def __init__(self, config: BatchingConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: BatchingConfig, clock: Callable[[], float] = time.monotonic, *, num_lanes: int = 1
+    ) -> None:
         self.clock = clock
         """Seconds, in which deadlines are given."""
+        self.num_lanes = num_lanes
+        """How many groups are computed at once."""
         self._config = config
         self._queue = FairQueue(config.max_images, frozenset(config.preferred_images))
         self._deadlines: list[tuple[float, int]] = []  # a heap of times and numbers, also of jobs that have left
         self._changed = threading.Condition()
         self._is_closed = False
-        self._pace = Pace()
+        self._pace = Pace(num_lanes)
 
     @property
     def num_requests(self) -> int:
@@ -120,21 +124,22 @@ class Batcher:
         # By number: a callback that held the job would make a cycle, and pixels wait for the garbage collector.
         job.answer.add_done_callback(partial(self._note_done, job.number))
 
-    def next_group(self) -> list[Job]:
+    def next_group(self, lane: int = 0) -> list[Job]:
         """Wait for the next group; empty once the batcher is closed and everything accepted was handed out."""
-        self._pace.end(self.clock())  # whoever asks for the next group has finished the one before
+        with self._changed:
+            self._pace.end(self.clock(), lane)  # whoever asks for the next group has finished the one before
         while True:
             with self._exclusive() as gone:
-                decision = self._decide()
+                decision = self._decide(lane)
                 if isinstance(decision, list):
                     return decision
                 if not gone:  # they are told first
                     self._changed.wait(None if math.isinf(decision) else decision)
 
-    def decide(self) -> list[Job] | float:
+    def decide(self, lane: int = 0) -> list[Job] | float:
         """Cut the group that is due now, or say in how many seconds to ask again (infinity: when something comes)."""
         with self._exclusive():
-            return self._decide()
+            return self._decide(lane)
 
     def close(self) -> None:
         """Accept nothing more; what was accepted is handed out without waiting for company."""
@@ -157,7 +162,7 @@ class Batcher:
             for job, error in gone:
                 job.settle(error)
 
-    def _decide(self) -> list[Job] | float:
+    def _decide(self, lane: int) -> list[Job] | float:
         queue = self._queue
         if not queue:
             return [] if self._is_closed else math.inf
@@ -168,7 +173,7 @@ class Batcher:
             group = queue.cut(full)
         else:
             return min(patience_s, self._next_deadline()[0] - self.clock())
-        self._pace.begin(group, self.clock())
+        self._pace.begin(group, self.clock(), lane)
         return group
 
     def _make_room(self, job: Job) -> list[tuple[Job, MixerError]]:

@@ -70,7 +70,8 @@ def share_of(config: ServerConfig, index: int, grpc_port: int) -> ServerConfig:
         memory_mib=planned_mib(config.memory_mib) // num,
         shared_memory_mib=config.shared_memory_mib // num,
         # Fewer where torch was told so, by OMP_NUM_THREADS for instance.
-        num_threads=config.num_threads or min(torch.get_num_threads(), threads_per_worker(num)),
+        num_threads=config.num_threads
+        or max(1, min(torch.get_num_threads(), threads_per_worker(num)) // max(1, config.lanes)),
     )
 
 

@@ -116,6 +116,20 @@ def test_pace_is_that_of_recent_passes(clock: Clock):
     assert batcher.retry_after_s() == pytest.approx(4 * 4 * 0.1, rel=0.05)
 
 
+def test_pace_of_two_lanes(clock: Clock):
+    """Two lanes that take as long for a pass as one work a queue off in half the time."""
+    batcher = Batcher(CONFIG, clock, num_lanes=2)
+    for _ in range(20):
+        for lane in (0, 1):
+            batcher.submit(make_job(8))
+            batcher.next_group(lane)
+        clock.now_s += 0.8
+
+    batcher.submit(make_job(8))
+
+    assert batcher.retry_after_s() == pytest.approx(8 * 0.1 / 2)
+
+
 def test_pace_is_known_though_a_pass_is_always_under_way(clock: Clock):
     """Where the next pass is launched before the last one has ended, the hint follows the pace of the launches."""
     batcher = Batcher(CONFIG, clock)

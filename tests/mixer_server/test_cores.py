@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mixer_server.engine.cores import threads_per_worker, usable_cores
+from mixer_server.engine.cores import choose_lanes, threads_per_worker, usable_cores
+from samix.errors import ConfigError
 
 NOWHERE = Path("/nowhere")
 
@@ -45,3 +46,24 @@ def test_workers_share_the_cores():
     """Each worker has its part of the cores, and a thread in any case."""
     assert threads_per_worker(1) == usable_cores()
     assert threads_per_worker(256) == 1
+
+
+@pytest.mark.parametrize(("wanted", "makes_ahead", "lanes"), [(0, False, 1), (3, False, 3), (3, True, 3), (1, True, 1)])
+def test_lanes_that_were_asked_for(wanted: int, makes_ahead: bool, lanes: int):
+    """A number of lanes that was asked for is taken; unless something is made ahead, one is enough."""
+    assert choose_lanes(wanted, "cpu", makes_ahead=makes_ahead) == lanes
+
+
+@pytest.mark.parametrize(("cores", "lanes"), [(1, 1), (3, 3), (64, 4)])
+def test_lanes_for_what_is_made_ahead(monkeypatch: pytest.MonkeyPatch, cores: int, lanes: int):
+    """Batches that are made ahead are computed on all cores at once, four at most."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(1000, 1000 + cores)), raising=False)
+
+    assert choose_lanes(0, "cpu", makes_ahead=True) == lanes
+
+
+def test_a_gpu_has_one_lane():
+    """Several lanes on a GPU are refused, and none are chosen there."""
+    assert choose_lanes(0, "cuda", makes_ahead=True) == 1
+    with pytest.raises(ConfigError, match="lanes is 2, but a GPU has one"):
+        choose_lanes(2, "cuda", makes_ahead=False)

@@ -35,7 +35,7 @@ class Told:
     """A pass that is finished when it is told to be, with an error if one is given."""
 
     def __init__(self, calls: Sequence[MixCall], error: BaseException | None) -> None:
-        self._calls = calls
+        self.calls = calls
         self._error = error
         self.may_finish = threading.Event()
 
@@ -43,7 +43,7 @@ class Told:
         assert self.may_finish.wait(WAIT_S), "nobody let the pass finish"
         if self._error:
             raise self._error
-        return [outcome_of(call) for call in self._calls]
+        return [outcome_of(call) for call in self.calls]
 
 
 class ToldPasses:
@@ -77,20 +77,20 @@ class ToldPasses:
 class Bench:
     """An engine whose passes hold one image, with requests that wait for it."""
 
-    def __init__(self, depth: int, num_jobs: int, *errors: BaseException) -> None:
+    def __init__(self, depth: int, num_jobs: int, *errors: BaseException, num_lanes: int) -> None:
         self.passes = ToldPasses(depth)
         self.passes.errors.extend(errors)
-        self.batcher = Batcher(BatchingConfig(max_images=1))
-        self.died = threading.Event()
-        self.engine = Engine(self.batcher, self.passes, MixerMetrics(make_registry()), on_death=self.died.set)
+        self.batcher = Batcher(BatchingConfig(max_images=1), num_lanes=num_lanes)
+        self.died = threading.Semaphore(0)
+        self.engine = Engine(self.batcher, self.passes, MixerMetrics(make_registry()), on_death=self.died.release)
         self.jobs = [make_job() for _ in range(num_jobs)]
         for job in self.jobs:
             self.batcher.submit(job)
 
 
 @contextmanager
-def bench_of(depth: int, num_jobs: int, *errors: BaseException) -> Iterator[Bench]:
-    bench = Bench(depth, num_jobs, *errors)
+def bench_of(depth: int, num_jobs: int, *errors: BaseException, num_lanes: int = 1) -> Iterator[Bench]:
+    bench = Bench(depth, num_jobs, *errors, num_lanes=num_lanes)
     bench.engine.start()
     yield bench
     bench.batcher.close()
@@ -140,7 +140,7 @@ def test_closing_finishes_what_is_under_way():
 
         assert bench.engine.join(WAIT_S)
         assert all(job.answer.result(0) for job in bench.jobs)
-        assert not bench.died.is_set()
+        assert not bench.died.acquire(blocking=False)
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -164,10 +164,43 @@ def test_death_leaves_nobody_waiting(error: BaseException, caplog: pytest.LogCap
         bench.passes.next_launched().may_finish.set()
 
         assert all(isinstance(error_of(job), MixerBroken) for job in bench.jobs)
-        assert bench.died.wait(WAIT_S)
+        assert bench.died.acquire(timeout=WAIT_S)
         assert "engine_died" in caplog.messages
         with pytest.raises(MixerUnavailable):
             bench.batcher.submit(make_job())
+
+
+def test_lanes_compute_at_once():
+    """With two lanes two passes are under way, whichever ends first; the third begins when a lane comes free."""
+    with bench_of(1, 3, num_lanes=2) as bench:
+        first, second, third = bench.jobs
+        under_way = [bench.passes.next_launched(), bench.passes.next_launched()]
+        is_empty = bench.passes.launched.empty()
+        next(told for told in under_way if told.calls[0] is second.call).may_finish.set()
+
+        answer = second.answer.result(WAIT_S)
+        last = bench.passes.next_launched()
+
+        assert is_empty
+        assert answer
+        assert not first.answer.done()
+        for told in (*under_way, last):
+            told.may_finish.set()
+        assert first.answer.result(WAIT_S)
+        assert third.answer.result(WAIT_S)
+
+
+def test_a_lane_that_dies_stops_all(caplog: pytest.LogCaptureFixture):
+    """When one lane can compute no more, what another has under way is answered and the rest refused; told once."""
+    with bench_of(1, 5, SystemExit("a bug"), SystemExit("a bug"), num_lanes=2) as bench:
+        for _ in range(2):
+            bench.passes.next_launched().may_finish.set()
+
+        assert all(isinstance(error_of(job), MixerBroken) for job in bench.jobs)
+        assert bench.engine.join(WAIT_S)
+        assert bench.died.acquire(blocking=False)
+        assert not bench.died.acquire(blocking=False)
+        assert caplog.messages.count("engine_died") == 2
 
 
 def test_warm_up_goes_through_the_passes():

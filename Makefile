@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: help setup quickstart test test-all fuzz check format protos dashboards lock bench bench-steps bench-input bench-overlap bench-local bench-dataset bench-peers bench-endurance up down clean
+.PHONY: help setup quickstart test test-all fuzz check format protos dashboards kubernetes-rules lock bench bench-steps bench-input bench-overlap bench-local bench-dataset bench-online bench-peers bench-endurance up down logs secrets image-sizes serve-local stop-local clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: $(READY)  ## create .venv from requirements.lock
 
@@ -47,6 +47,9 @@ protos: $(READY)  ## regenerate samix/mixer/v1 and samix/inference/v2 from proto
 dashboards: $(READY)  ## rewrite the JSON of Grafana's dashboards from deploy/grafana/*.py
 	$(BIN)/python deploy/grafana/dashboards.py
 
+kubernetes-rules: $(READY)  ## rewrite the rules that Kubernetes applies from deploy/prometheus/rules
+	$(BIN)/python deploy/kubernetes/rules.py
+
 bench: $(READY)  ## how much of a mixer's speed arrives through the server; ARGS=--full for 224 px as well
 	$(BIN)/python -m benchmarks.server $(ARGS)
 
@@ -70,13 +73,32 @@ bench-endurance: $(READY)  ## fairness, memory under pressure, a soak, kill -9 o
 bench-dataset: $(READY)  ## batches streamed from a server, beside bare sockets, tf.data service and making them here
 	$(BIN)/samix bench dataset $(ARGS)
 
+SMALL ?= ../shared/data/cifar100-20c/cifar100-20c
+bench-online: $(READY)  ## the mixer in training on a server, beside one process; SMALL=PREFIX of PREFIX-train-*.tar
+	$(BIN)/samix bench online --train '$(SMALL)-train-*.tar' --val '$(SMALL)-test-*.tar' $(ARGS)
+
 bench-peers: $(READY)  ## images served per second, beside PyTriton, KServe, Ray Serve and LitServe
 	$(BIN)/samix bench peers $(ARGS)
 
-up: $(READY)  ## start a mixer server in the background with the mixers of this repository; ARGS="--grpc-port 9001"
+up:  ## build and start server and training run in containers; PROFILES=cpu,monitoring watches them (docs/deploy.md)
+	@deploy/compose.sh up $(ARGS)
+
+down:  ## stop them; ARGS=--volumes deletes their data as well
+	@deploy/compose.sh down $(ARGS)
+
+logs:  ## follow their logs; ARGS=trainer follows one
+	@deploy/compose.sh logs $(ARGS)
+
+secrets:  ## certificates and tokens for `make up TLS=1`, in deploy/secrets; NAMES="mixer.example.org" adds names
+	@deploy/secrets.sh
+
+image-sizes:  ## what the images built by `make up` weigh, with and without torch and what it needs
+	@$(PYTHON) deploy/image_sizes.py $(ARGS)
+
+serve-local: $(READY)  ## start a mixer server in the background, without containers; ARGS="--grpc-port 9001"
 	@deploy/local-server.sh up $(ARGS)
 
-down:  ## stop it, after it has answered what it accepted
+stop-local:  ## stop it, after it has answered what it accepted
 	@deploy/local-server.sh down
 
 lock:  ## resolve requirements.lock anew (needs uv)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A mixer server of one's own in the background: local-server.sh up [flags of samix serve] | down
-# Its process id and log stand in runs/up. `make up` and `make down` call this.
+# Its process id and log stand in runs/up. `make serve-local` and `make stop-local` call this.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -44,7 +44,7 @@ within() {
 up() {
     local pid
     if pid=$(running_pid); then
-        echo "a mixer server already runs (process $pid); make down stops it"
+        echo "a mixer server already runs (process $pid); make stop-local stops it"
         ready_line || echo "it is not ready yet, see $log"
         return
     fi
@@ -62,7 +62,7 @@ up() {
         return 1
     fi
     trap - EXIT
-    echo "make down stops it; log: $log"
+    echo "make stop-local stops it; log: $log"
 }
 
 abandon() {

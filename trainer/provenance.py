@@ -1,11 +1,15 @@
 """Where an artefact or a run comes from, as far as this machine can tell."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+_COMMIT = "SAMIX_COMMIT"
+"""Variable with the commit that a container image was built from: there is no git in one."""
 
 
 def software() -> dict[str, str]:
@@ -19,6 +23,8 @@ def software() -> dict[str, str]:
 
 
 def _commit() -> str:
+    if built_from := os.environ.get(_COMMIT):
+        return built_from
     root = Path(__file__).parents[1]
     try:
         answer = subprocess.run(

@@ -54,6 +54,65 @@ SERVER = Dashboard(
             ),
         ),
         Row(
+            "Co-training",
+            (
+                timeseries(
+                    "Steps learned",
+                    Query(rate("session, outcome", "mixer_online_steps_total", MIXER), "{{session}} {{outcome}}"),
+                    unit="cps",
+                    help="Partial: some rank sent nothing in time. Skipped: no rank did, for the server was away.",
+                ),
+                timeseries(
+                    "Loss of the mixer",
+                    Query(f"mixer_online_loss{{{MIXER}}}", "{{session}} {{part}}"),
+                    unit="short",
+                ),
+                timeseries(
+                    "Masks",
+                    Query(f"mixer_online_mask_spread_ratio{{{MIXER}}}", "spread {{session}}"),
+                    Query(f"mixer_online_lambda_error_ratio{{{MIXER}}}", "lambda error {{session}}"),
+                    unit="percentunit",
+                    help="A spread below 2 % is a constant blend: the mixer has not begun to learn.",
+                ),
+            ),
+        ),
+        Row(
+            "Co-training: in step",
+            (
+                timeseries(
+                    "Mean of masks by lambda",
+                    Query(
+                        f"{rate('lam', 'mixer_online_mask_mean_sum_total', MIXER)} / "
+                        f"{rate('lam', 'mixer_online_masks_total', MIXER)}",
+                        "lambda {{lam}}+",
+                    ),
+                    unit="percentunit",
+                    ceiling=1,
+                    help="Masks that follow lambda lie in their own tenth. All lines together: they ignore it.",
+                ),
+                timeseries(
+                    "Staleness, mean",
+                    Query(mean("session", "mixer_online_staleness_steps", MIXER), "mixer {{session}}"),
+                    Query(mean("session", "mixer_online_weights_lag_steps", MIXER), "weights {{session}}"),
+                    unit="short",
+                    help="Steps by which mixer and weights lagged behind the batches they mixed.",
+                ),
+                timeseries(
+                    "Age of weights",
+                    Query(f"mixer_weights_age_seconds{{{MIXER}}}", "{{session}}"),
+                    Query(rate("session", "mixer_weights_updates_total", MIXER), "updates per second {{session}}"),
+                    unit="s",
+                    help="Rises where rank 0 sends none: its log says why.",
+                ),
+                timeseries(
+                    "Bytes",
+                    Query(rate("kind", "mixer_online_received_bytes_total", MIXER), "{{kind}}"),
+                    Query(f"mixer_online_memory_bytes{{{MIXER}}}", "memory held {{instance}}"),
+                    unit="bytes",
+                ),
+            ),
+        ),
+        Row(
             "Time",
             (
                 timeseries(

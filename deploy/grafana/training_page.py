@@ -113,6 +113,31 @@ TRAINING = Dashboard(
             ),
         ),
         Row(
+            "Mixer in training on a server",
+            (
+                timeseries(
+                    "Weights sent",
+                    Query(rate("rank", "mixer_client_weights_sent_total", RUN), "sent"),
+                    Query(rate("rank", "mixer_client_weights_failed_total", RUN), "failed"),
+                    unit="cps",
+                    help="Policy remote-online: rank 0 sends them every few steps.",
+                ),
+                timeseries(
+                    "Time to send weights, p99",
+                    Query(quantile(0.99, "rank", "mixer_client_weights_duration_seconds", RUN), "rank {{rank}}"),
+                    unit="s",
+                    help="Beside the training: it matters where it exceeds the steps between two sets.",
+                ),
+                timeseries(
+                    "Sessions joined again, and steps lost with a server",
+                    Query(increase("rank", "mixer_client_session_rejoins_total", RUN), "joined again, rank {{rank}}"),
+                    Query(increase("rank", "mixer_client_session_lost_steps_total", RUN), "steps lost, rank {{rank}}"),
+                    unit="short",
+                    help="At most the steps since the session's checkpoint are lost.",
+                ),
+            ),
+        ),
+        Row(
             "Machine",
             (
                 timeseries(

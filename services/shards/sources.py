@@ -7,6 +7,7 @@ import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,10 @@ def digits(*, seed: int = 0, size: int = 32) -> Source:
         size: side they are enlarged to (bicubic), so that they can be looked at and fit models for small images.
 
     Raises:
-        InputError: if `size` is not positive.
+        InputError: if `size` is not positive, or scikit-learn is not installed.
     """
+    if find_spec("sklearn") is None:
+        raise InputError("the digits are scikit-learn's: pip install 'samix-service[digits]'")
     from sklearn.datasets import load_digits  # slow to import, and nothing else here needs it
 
     if size < 1:

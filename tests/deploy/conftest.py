@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from certificates import Site
 from expressions import RULES, Labels, families_of, labels_of, promql, rules_of
 from serving import serve, tiny_mixer
 
@@ -13,7 +14,8 @@ from trainer.metrics import TrainerMetrics
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MixerServer]:
     socket = tmp_path_factory.mktemp("sockets") / "mixer"
-    with serve(tiny_mixer(), unix_socket=socket, shared_memory_mib=1) as running:
+    security = Site(tmp_path_factory.mktemp("site")).security(has_tokens=True, is_mutual=True)
+    with serve(tiny_mixer(), unix_socket=socket, shared_memory_mib=1, security=security) as running:
         yield running
 
 

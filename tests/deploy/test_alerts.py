@@ -138,6 +138,21 @@ CASES = [
         {"18m": set(), "22m": {"MixerLoadFailed"}, "33m": set()},
     ),
     Case(
+        "certificate expiring",
+        {f'mixer_certificate_expiry_timestamp_seconds{{{MIXER}, file="server"}}': "1000000x30 9000000x60"},
+        {"8m": set(), "12m": {"CertificateExpiring"}, "20m": set()},
+    ),
+    Case(
+        "new tokens that cannot be used",
+        {f'mixer_security_file_stale{{{MIXER}, file="tokens"}}': "0x4 1x20 0x60"},
+        {"5m": set(), "9m": {"SecurityFileStale"}, "14m": set()},
+    ),
+    Case(
+        "calls denied",
+        {f'mixer_requests_total{{{MIXER}, method="Mix", code="UNAUTHENTICATED"}}': "0x4 30+30x40 1230x60"},
+        {"4m": set(), "12m": {"CallsDenied"}, "40m": set()},
+    ),
+    Case(
         "dataset stalled",
         {
             f"mixer_dataset_subscriptions_open{{{DATASET}}}": "2x80",

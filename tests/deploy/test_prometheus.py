@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from certificates import Site
 from expressions import Question, panel_questions, rule_questions, without_thresholds
 from prometheus_client import generate_latest
 from prometheus_server import Prometheus, running_prometheus
-from serving import WAIT_S, Gate, serve_folder, tiny_mixer, wait_until
+from serving import WAIT_S, Gate, serve, serve_folder, tiny_mixer, wait_until
 from shard_making import write_noise_shards
 from training import write_pictures
 
@@ -24,7 +25,7 @@ from mixer_server.app import MixerServer
 from mixer_server.datasets.config import DatasetsConfig
 from mixer_server.workers.worker_metrics import WorkerMetrics
 from samix import connect
-from samix.errors import MixerNotFound
+from samix.errors import MixerNotFound, NotAuthenticated
 from samix.mixing.artefact import save_artefact
 from services.metrics import serve_metrics
 
@@ -64,11 +65,27 @@ def watched_server(folder: Path) -> Iterator[MixerServer]:
 
 
 @pytest.fixture(scope="module")
-def prometheus(folder: Path, watched_server: MixerServer) -> Iterator[Prometheus]:
+def guarded_server(folder: Path) -> Iterator[MixerServer]:
+    """A server with certificates and tokens, which has refused somebody without."""
+    site = Site(folder / "site")
+    with serve(tiny_mixer(), security=site.security(has_tokens=True)) as running:
+        with (
+            connect(running.addresses["grpc"], tls_ca=site.ca) as client,
+            pytest.raises(NotAuthenticated),
+        ):
+            client.list_mixers()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def prometheus(folder: Path, watched_server: MixerServer, guarded_server: MixerServer) -> Iterator[Prometheus]:
     """A Prometheus that has seen a whole training run, clients of other kinds, and whose run still has its page."""
     gate = Gate(watched_server.registry.mixers[0])
     gate.shut()  # until Prometheus has found the run, which is over in two seconds: rates must see it step
-    workers = WorkerMetrics(1, lambda: {0: generate_latest(watched_server.metrics.registry).decode()})
+    servers = (watched_server, guarded_server)
+    workers = WorkerMetrics(
+        2, lambda: {index: generate_latest(server.metrics.registry).decode() for index, server in enumerate(servers)}
+    )
     with (
         closing(serve_metrics(workers.registry, "127.0.0.1", 0)) as page,
         running_prometheus(folder, [watched_server.addresses["metrics"], f"127.0.0.1:{page.port}"]) as running,

@@ -8,8 +8,11 @@ _BENCHMARKS = {
     "transport": "the wire against raw sockets, with an engine that costs nothing",
     "server": "how much of a mixer's speed arrives through the server",
     "local": "the engine in this process",
+    "online": "accuracy and step time with the mixer in training on a server, beside one process",
     "dataset": "batches streamed from a server, beside bare sockets, tf.data service and making them at home",
     "endurance": "what a server must survive: greedy clients, 200 at once, ten minutes of everything, kill -9",
+    "wan": "two hosts that train by a mixer on a third, over a network that is late and loses packets; needs root",
+    "intruders": "what a client keeps while intruders are at a server with certificates and tokens",
     "peers": "images served per second, beside PyTriton, KServe, Ray Serve and LitServe",
 }
 """What can be measured; `benchmarks.NAME` does it."""

@@ -14,10 +14,10 @@ from benchmarks.step_works import LENGTH, SGD, Subject, Work
 from samix.mixing.batch import MixedBatch, MixPlan, as_unit_float
 from samix.mixing.mixer_losses import eta_balanced_loss, mask_loss
 from samix.mixing.online_config import draw_step_plans
+from samix.mixing.optimise import build_optimiser
 from samix.mixing.plan import generator_for
 from samix.mixing.render import blend, compose, upsample_masks
 from trainer.methods.objective import ObjectiveConfig, classify
-from trainer.optimise import build_optimiser
 
 _SLOPE = 1e-3
 

@@ -14,9 +14,11 @@ from samix.errors import ConfigError
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.batch import as_unit_float
 from samix.mixing.frozen import FrozenMixer, random_mixer
+from samix.mixing.optimise import OptimiserConfig, RunLength
 from samix.mixing.plan import generator_for
 from samix.mixing.policies import HandCraftedMixer, PolicyName, gradient_saliency, hand_crafted
 from samix.mixing.protocol import Mixer
+from samix.mixing.update import Update
 from services.shards.dataset import Batch
 from trainer.loop import train_epoch
 from trainer.methods.config import CoTrainingConfig
@@ -26,10 +28,8 @@ from trainer.methods.objective import ObjectiveConfig
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.model import ModelConfig, build_classifier
-from trainer.optimise import OptimiserConfig, RunLength
 from trainer.planning import Planning
 from trainer.prefetch import Prepared
-from trainer.update import Update
 
 Work = Callable[[], object]
 """Something to time; it may be done any number of times."""

@@ -27,11 +27,14 @@ from mixer_server.hosting.mixer_files import Load
 from mixer_server.hosting.registry import Registry
 from mixer_server.hosting.stock import Stock
 from mixer_server.metrics import MixerMetrics
+from mixer_server.online.metrics import SessionMetrics
+from mixer_server.online.sessions import Sessions, online_device
 from mixer_server.pages import make_routes
 from mixer_server.scheduling.batcher import Batcher
 from mixer_server.scheduling.budget import MemoryBudget
 from mixer_server.scheduling.memory import planned_mib, request_bytes
 from mixer_server.status.board import StatusBoard
+from mixer_server.workers.page_secret import worker_door
 from samix.errors import ConfigError
 from samix.mixing.artefact import load_mixer
 from samix.mixing.frozen import FrozenMixer
@@ -39,6 +42,10 @@ from services.addresses import format_address
 from services.grpc_server import listen, listen_unix
 from services.http import serve_pages
 from services.metrics import make_registry, serve_metrics
+from services.security.connection_limit import limited_connections
+from services.security.door import Door
+from services.security.security import Security, open_security
+from services.tracing import open_tracing
 
 log = logging.getLogger(__name__)
 
@@ -116,16 +123,21 @@ class MixerServer:
             ArtefactError: if a mixer's masks are not numbers.
         """
         try:
+            self._opened.enter_context(open_tracing(self.config.tracing, "samix-mixer"))
             self._opened.callback(self._passes.close)
+            security = open_security(self.config.security)
+            security.warn_if_open(self.config.host)
+            security.watch_files(self.metrics.registry)
             self._watch()
-            server = self._open_grpc()
+            server = self._open_grpc(security)
             if self._is_worker:  # the others get all connections until this one can answer
-                self._serve_pages(_LOOPBACK)
+                self._serve_pages(_LOOPBACK, worker_door())
                 self._host()
-                self._listen(server)
+                self._listen(server, security)
             else:
-                self._listen(server)  # before the pages, so that none takes the port that gRPC was told to have
-                self._serve_pages(self.config.host)
+                # Before the pages, so that none takes the port that gRPC was told to have.
+                self._listen(server, security)
+                self._serve_pages(self.config.host, security.door())
                 self._host()
         except BaseException:
             self._close()
@@ -138,6 +150,7 @@ class MixerServer:
         self.readiness.drain()
         self._stock.drain()
         self.front.drain()
+        self.sessions.drain()
         self.batcher.close()
         is_drained = self._engine.join(self.config.exit_timeout_s)
         is_drained &= self.front.join(max(0, deadline_s - time.monotonic()))
@@ -147,10 +160,12 @@ class MixerServer:
         log.info("stopped", extra={"drained": is_drained})
         return is_drained
 
-    def _listen(self, server: grpc.Server) -> None:
+    def _listen(self, server: grpc.Server, security: Security) -> None:
         config = self.config
-        port = listen(server, config.host, config.grpc_port, shares_port=self._is_worker)
+        credentials = security.credentials()
+        port = listen(server, config.host, config.grpc_port, shares_port=self._is_worker, credentials=credentials)
         self.addresses["grpc"] = format_address(config.host, port)
+        self._opened.enter_context(limited_connections(port, config.security.max_connections_per_client))
         if config.unix_socket:
             listen_unix(server, config.unix_socket)
             self.addresses["unix"] = str(config.unix_socket)
@@ -159,7 +174,7 @@ class MixerServer:
             self.addresses["admin"] = str(config.admin_socket)
         server.start()
 
-    def _serve_pages(self, host: str) -> None:
+    def _serve_pages(self, host: str, door: Door) -> None:
         routes = make_routes(
             self.registry,
             self.readiness,
@@ -167,9 +182,9 @@ class MixerServer:
             self._board,
             max_images=self.config.requests.max_images,
         )
-        http = serve_pages(routes, host, self.config.http_port)
+        http = serve_pages(routes, host, self.config.http_port, door=door)
         self._opened.callback(http.close)
-        metrics = serve_metrics(self.metrics.registry, host, self.config.metrics_port)
+        metrics = serve_metrics(self.metrics.registry, host, self.config.metrics_port, door=door)
         self._opened.callback(metrics.close)
         self.addresses |= {
             "http": format_address(host, http.port),
@@ -181,10 +196,11 @@ class MixerServer:
         self._opened.callback(lambda: self._stock.close(self._grace_s))
         self._stock.start()
 
-    def _open_grpc(self) -> grpc.Server:
+    def _open_grpc(self, security: Security) -> grpc.Server:
         config = self.config.requests
         memory_mib = _memory_mib(self.config)
         datasets = self._open_datasets()
+        sessions = self._open_sessions()
         budget = MemoryBudget(request_bytes(memory_mib), self.batcher.retry_after_s)
         self.metrics.watch_memory(budget)
         self._opened.callback(self._board.close)
@@ -208,8 +224,9 @@ class MixerServer:
             budget=budget,
             metrics=self.metrics,
             datasets=datasets,
+            sessions=sessions,
         )
-        server = self.front.open(shares_port=self._is_worker)
+        server = self.front.open(security, shares_port=self._is_worker)
         self._opened.callback(lambda: self.front.close(self._grace_s))
         return server
 
@@ -220,6 +237,14 @@ class MixerServer:
         self._opened.callback(self.datasets.close)
         self.datasets.start()
         return self.datasets
+
+    def _open_sessions(self) -> Sessions:
+        self.sessions = Sessions(
+            self.config.online, SessionMetrics(self.metrics.registry), online_device(self.config.device)
+        )
+        self._opened.callback(self.sessions.close)
+        self.sessions.start()
+        return self.sessions
 
     def _open_shared_memory(self) -> SharedMemory | None:
         config = self.config
@@ -262,12 +287,14 @@ class MixerServer:
 
 
 def _memory_mib(config: ServerConfig) -> int:
-    """Say what memory is left for mixers and requests, in MiB, beside the pictures of datasets."""
-    if not config.datasets.memory_mib:
+    """Say what memory is left for mixers and requests, in MiB, beside pictures of datasets and co-training."""
+    taken = config.datasets.memory_mib + config.online.memory_mib
+    if not taken:
         return config.memory_mib
-    planned, pictures = planned_mib(config.memory_mib), config.datasets.memory_mib
-    if pictures >= planned:
+    planned = planned_mib(config.memory_mib)
+    if taken >= planned:
         raise ConfigError(
-            f"datasets.memory-mib is {pictures}, of the {planned} that memory-mib plans; leave room for requests"
+            f"datasets.memory-mib and online.memory-mib together are {taken}, of the {planned} that memory-mib plans; "
+            "leave room for requests"
         )
-    return planned - pictures
+    return planned - taken

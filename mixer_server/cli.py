@@ -94,7 +94,7 @@ def _share_cores(config: ServerConfig, device: str) -> ServerConfig:
 
 
 def _open_registry(config: ServerConfig, device: str) -> Registry:
-    if config.dataset and not config.mixers:
+    if (config.dataset or config.online.is_enabled) and not config.mixers:
         return Registry()
     if config.model_control == "none":
         return open_registry(config.mixers, device)

@@ -10,9 +10,12 @@ from mixer_server.datasets.config import DatasetsConfig, parse_datasets
 from mixer_server.front.leases import LeaseConfig
 from mixer_server.front.request_config import RequestConfig
 from mixer_server.limits import check_seconds
+from mixer_server.online.config import OnlineServiceConfig
 from mixer_server.scheduling.batcher import BatchingConfig
 from samix.errors import ConfigError
 from services.logs import LogFormat
+from services.security.config import SecurityConfig
+from services.tracing import TracingConfig
 
 ModelControl = Literal["none", "explicit", "poll"]
 
@@ -86,6 +89,8 @@ class ServerConfig:
     """Longest the server takes to answer what it has accepted, in seconds, after SIGTERM or Ctrl-C."""
     log_format: LogFormat = "text"
     """Log lines for people (text) or machines (json)."""
+    tracing: TracingConfig = field(default_factory=TracingConfig)
+    """Spans for OpenTelemetry."""
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     """How requests are grouped."""
     requests: RequestConfig = field(default_factory=RequestConfig)
@@ -94,6 +99,10 @@ class ServerConfig:
     """How shared memory is handed out."""
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
     """How datasets are read, decoded and streamed."""
+    online: OnlineServiceConfig = field(default_factory=OnlineServiceConfig)
+    """Whether and how mixers are trained here."""
+    security: SecurityConfig = field(default_factory=SecurityConfig)
+    """Who may connect, and how much they may hold."""
 
     def __post_init__(self) -> None:
         for name in ("grpc_port", "http_port", "metrics_port"):
@@ -139,6 +148,11 @@ class ServerConfig:
             raise ConfigError(
                 f"dataset {self.dataset[0]} is streamed by one process, which knows all of its consumers, workers is "
                 f"{self.workers}; start a server of its own for datasets, with --workers 1"
+            )
+        if self.online.is_enabled and self.workers > 1:
+            raise ConfigError(
+                f"online.memory-mib is {self.online.memory_mib}, but one process must hold a session, and workers is "
+                f"{self.workers}; start a server of its own for co-training, with --workers 1"
             )
         if self.requests.max_images > self.batching.max_queue_images:
             raise ConfigError(

@@ -53,6 +53,8 @@ def _run(argv: Sequence[str]) -> int | None:
         return _fail(f"no verb is called {name!r}; `samix --help` lists {', '.join(verbs)}")
     if missing := missing_packages(verbs[name]):
         return _fail(f"`samix {name}` needs {', '.join(missing)}; run {_cure(verbs[name])}")
+    # Before a verb imports gRPC, which else writes a line for every handshake that fails: as many as strangers like.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         return verbs[name].load()(flags)
     finally:

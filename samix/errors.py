@@ -9,13 +9,19 @@ MixerError                   what happened to one mix
   BadBatch (also InputError) the batch itself is wrong; retrying cannot help
   MixerNotFound              no mixer of that name or version on that server
   MixerUnavailable           down, warming up or draining; try another replica
+    NotTrusted               no TLS with it: another authority, expired, another name, or no TLS there at all
   MixerOverloaded            queue full; try again after `retry_after_s`
   MixerTimeout               no answer before the deadline; safe to try again
   MixerCancelled             the caller gave up
   MixerBroken                a bug on the server; tell its operators
-  StaleCursor                a subscription cannot go on there: other data, seed, mixer version or sizes
+  WrongState                 what was asked for needs another state: of the server, or of a co-training session
+    StaleCursor              a subscription cannot go on there: other data, seed, mixer version or sizes
   ConsumerTaken              another client is that consumer
-  DataLost                   shards of a dataset are damaged beyond the budget
+  RankTaken                  that rank of a co-training session is connected already
+  NotAuthenticated           no token, or none that the server knows; retrying cannot help
+  NotPermitted               the token lacks the role
+    NotTheOwner              the token is not that of the session
+  DataLost                   shards of a dataset are damaged beyond the budget, or what was sent came damaged
 """
 
 
@@ -56,12 +62,17 @@ class MixerUnavailable(MixerError):
     """The server cannot be reached, warms up or drains."""
 
 
+class NotTrusted(MixerUnavailable):
+    """The two sides could not agree on TLS; another replica may be better, the same one only after a change."""
+
+
 class MixerOverloaded(MixerError):
-    """The server refused the work because its queue is full."""
+    """The server refused the work because its queue, or its memory, is full."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        """Seconds after which to come again; infinite where that never helps."""
 
 
 class MixerTimeout(MixerError):
@@ -76,7 +87,11 @@ class MixerBroken(MixerError):
     """The server failed in a way it should not have."""
 
 
-class StaleCursor(MixerError):
+class WrongState(MixerError):
+    """The server, or a co-training session on it, is not in the state that was needed."""
+
+
+class StaleCursor(WrongState):
     """A cursor is of another dataset, seed, mixer version or shape of the epoch than what is served now."""
 
 
@@ -84,5 +99,21 @@ class ConsumerTaken(MixerError):
     """Another client is served as this consumer of the epoch, or took over from this one."""
 
 
+class RankTaken(MixerError):
+    """A rank of a co-training session is connected already."""
+
+
+class NotAuthenticated(MixerError):
+    """The server wants a token, and got none that it knows."""
+
+
+class NotPermitted(MixerError):
+    """The token is good for other things than this."""
+
+
+class NotTheOwner(NotPermitted):
+    """A co-training session belongs to somebody else: the token is another."""
+
+
 class DataLost(MixerError):
-    """Samples of a dataset are damaged, and more of them than the server may leave out."""
+    """Samples of a dataset are damaged, and more of them than the server may leave out; or weights came damaged."""

@@ -15,12 +15,17 @@ import grpc
 # messages. The package with their own names is not part of a client's installation.
 from google.protobuf.wrappers_pb2 import Int32Value, StringValue
 
+from samix.credential_flags import add_credential_flags, credentials_of
+from samix.credentials import Credentials, open_channel
+from samix.errors import ConfigError
+from samix.handshakes import connection_hint, trust_problem
 from samix.targets import is_target
 
 _CHECK = "/grpc.health.v1.Health/Check"
 _SERVING = 1
 _STATUSES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
+_NO_CREDENTIALS = Credentials()
 _ANSWER_S = 5.0
 _PAUSE_S = 0.2
 _OPTIONS = [
@@ -41,6 +46,8 @@ class Health:
     """One line about it."""
     round_trip_s: float
     """From the question to the answer, or to giving up, seconds; a first question opens the connection too."""
+    is_hopeless: bool = False
+    """Whether it is no use to ask again: the two sides cannot agree on TLS."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,17 +56,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if it serves, 1 if not; argparse exits with 2 for wrong flags.
     """
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
     service = f"model/{args.mixer}" if args.mixer else args.service
-    with open_health_channel(args.target) as channel:
+    try:
+        opened = open_health_channel(args.target, credentials_of(args))
+    except ConfigError as error:
+        parser.error(str(error))
+    with opened as channel:
         health = _wait_until_serving(channel, service, args.wait) if args.wait else ask_health(channel, service)
     print(f"{args.target}: {health.sentence}")
     return 0 if health.is_serving else 1
 
 
-def open_health_channel(target: str) -> grpc.Channel:
-    """Make a channel for questions of health alone; the caller closes it."""
-    return grpc.insecure_channel(target, _OPTIONS)
+def open_health_channel(target: str, credentials: Credentials = _NO_CREDENTIALS) -> grpc.Channel:
+    """Make a channel for questions of health alone, which need no token; the caller closes it.
+
+    Raises:
+        ConfigError: if a file of the credentials cannot be used.
+    """
+    return open_channel(target, credentials, _OPTIONS)
 
 
 def ask_health(channel: grpc.Channel, service: str = "", *, timeout_s: float = _ANSWER_S) -> Health:
@@ -75,8 +91,13 @@ def ask_health(channel: grpc.Channel, service: str = "", *, timeout_s: float = _
     try:
         answer = check(StringValue(value=service), timeout=timeout_s)
     except grpc.RpcError as error:
-        sentence = _refusal(*code_of(error), service, timeout_s)
-        return Health(is_serving=False, sentence=sentence, round_trip_s=time.monotonic() - started_s)
+        code, details = code_of(error)
+        return Health(
+            is_serving=False,
+            sentence=_refusal(code, details, service, timeout_s),
+            round_trip_s=time.monotonic() - started_s,
+            is_hopeless=code is grpc.StatusCode.UNAVAILABLE and trust_problem(details) is not None,
+        )
     round_trip_s = time.monotonic() - started_s
     subject = _subject(service)
     if answer.value == _SERVING:
@@ -99,7 +120,7 @@ def _wait_until_serving(channel: grpc.Channel, service: str, wait_s: float) -> H
         # At least a moment: an answer that had no time to come would say less than the one before it.
         remaining_s = max(deadline_s - time.monotonic(), _PAUSE_S)
         health = ask_health(channel, service, timeout_s=min(_ANSWER_S, remaining_s))
-        if health.is_serving or time.monotonic() + _PAUSE_S >= deadline_s:
+        if health.is_serving or health.is_hopeless or time.monotonic() + _PAUSE_S >= deadline_s:
             return health
         time.sleep(_PAUSE_S)
 
@@ -112,7 +133,8 @@ def _refusal(code: grpc.StatusCode, details: str, service: str, timeout_s: float
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {timeout_s:g} s; is the server there, and this its gRPC port?"
     if code is grpc.StatusCode.UNAVAILABLE:
-        return f"cannot be reached; is the server started, and this its gRPC port? ({details})"
+        cause = trust_problem(details) or connection_hint(details)
+        return f"cannot be reached; {cause or 'is the server started, and this its gRPC port?'} ({details})"
     return f"refused to say ({code.name}: {details})"
 
 
@@ -134,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     about.add_argument("--mixer", type=_name, default="", metavar="NAME", help="ask about one mixer")
     parser.add_argument("--wait", type=_seconds, default=0.0, metavar="SECONDS", help="wait so long for it to serve")
+    add_credential_flags(parser)
     return parser
 
 

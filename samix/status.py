@@ -1,10 +1,12 @@
 """The one table between our errors and gRPC statuses, read by the server one way and by the client the other way.
 
 RESOURCE_EXHAUSTED means "again later" only when `google.rpc.RetryInfo` comes with it: gRPC itself answers the same code
-for a message over the size limit, and no retry helps that one.
+for a message over the size limit, and no retry helps that one. With `google.rpc.QuotaFailure` it is this server that is
+too small, for good.
 """
 
 import logging
+import math
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -25,8 +27,15 @@ from samix.errors import (
     MixerOverloaded,
     MixerTimeout,
     MixerUnavailable,
+    NotAuthenticated,
+    NotPermitted,
+    NotTheOwner,
+    NotTrusted,
+    RankTaken,
     StaleCursor,
+    WrongState,
 )
+from samix.handshakes import connection_hint, trust_problem
 from samix.mixer.v1 import mixer_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -37,18 +46,26 @@ Violation = pb.FieldViolation | error_details_pb2.BadRequest.FieldViolation
 STATUS_OF: dict[type[MixerError], grpc.StatusCode] = {
     BadBatch: grpc.StatusCode.INVALID_ARGUMENT,
     MixerNotFound: grpc.StatusCode.NOT_FOUND,
+    NotTrusted: grpc.StatusCode.UNAVAILABLE,  # never sent: gRPC's text tells it from the next
     MixerUnavailable: grpc.StatusCode.UNAVAILABLE,
     MixerOverloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     MixerTimeout: grpc.StatusCode.DEADLINE_EXCEEDED,
     MixerCancelled: grpc.StatusCode.CANCELLED,
     MixerBroken: grpc.StatusCode.INTERNAL,
-    StaleCursor: grpc.StatusCode.FAILED_PRECONDITION,
+    WrongState: grpc.StatusCode.FAILED_PRECONDITION,
+    StaleCursor: grpc.StatusCode.FAILED_PRECONDITION,  # read back as this one, which is also the other
     ConsumerTaken: grpc.StatusCode.ABORTED,
+    RankTaken: grpc.StatusCode.ALREADY_EXISTS,
+    NotAuthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    NotPermitted: grpc.StatusCode.PERMISSION_DENIED,
+    NotTheOwner: grpc.StatusCode.PERMISSION_DENIED,  # read back as this one unless ErrorInfo says that a role lacks
     DataLost: grpc.StatusCode.DATA_LOSS,
 }
 
 _MAX_MESSAGE_BYTES = 1024  # sent three times, once percent-encoded; all metadata must stay below 8 KiB
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+_ROLE_LACKS = "ROLE_LACKS"  # of google.rpc.ErrorInfo
+_DOMAIN = "samix"
 _ERROR_OF = {status: error for error, status in STATUS_OF.items()}
 
 
@@ -57,9 +74,12 @@ def to_status(error: MixerError) -> grpc.Status:
     code: int = STATUS_OF[type(error)].value[0]  # the number on the wire
     status = status_pb2.Status(code=code, message=_shortened(str(error)))
     if isinstance(error, MixerOverloaded):
-        status.details.append(_retry_info(error.retry_after_s))
+        is_for_ever = error.retry_after_s == math.inf
+        status.details.append(_quota_failure(status.message) if is_for_ever else _retry_info(error.retry_after_s))
     if isinstance(error, BadBatch) and error.field:
         status.details.append(_bad_request(error.field, status.message))
+    if type(error) is NotPermitted:
+        status.details.append(_packed(error_details_pb2.ErrorInfo(reason=_ROLE_LACKS, domain=_DOMAIN)))
     return rpc_status.to_status(status)
 
 
@@ -67,9 +87,15 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> MixerError:
     """Translate what gRPC raised into our tree; `target` is the address that was asked, for the message."""
     assert isinstance(error, grpc.Call)  # every RpcError of a call is also the call
     code, sentence = error.code(), error.details() or "no details"
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return _unavailable(sentence, target)
+    if code is grpc.StatusCode.PERMISSION_DENIED and _detail(error, error_details_pb2.ErrorInfo):
+        return NotPermitted(f"mixer at {target}: {sentence} ({code.name})")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         info = _detail(error, error_details_pb2.RetryInfo)
         delay_s = None if info is None else max(info.retry_delay.ToNanoseconds() / 1e9, 0.0)
+        if _detail(error, error_details_pb2.QuotaFailure):
+            delay_s = math.inf
         return _to_error(code, sentence, target, retry_after_s=delay_s)
     request = _detail(error, error_details_pb2.BadRequest) if code is grpc.StatusCode.INVALID_ARGUMENT else None
     return _to_error(code, sentence, target, field=_first_field(request.field_violations if request else ()))
@@ -78,7 +104,7 @@ def from_rpc_error(error: grpc.RpcError, target: str) -> MixerError:
 def to_refusal(error: MixerError) -> pb.Refusal:
     """Say the same as `to_status` about one batch of a stream."""
     refusal = pb.Refusal(code=STATUS_OF[type(error)].value[0], message=_shortened(str(error)))
-    if isinstance(error, MixerOverloaded):
+    if isinstance(error, MixerOverloaded) and error.retry_after_s < math.inf:
         refusal.retry_after_ms = max(1, round(1000 * error.retry_after_s))
     if isinstance(error, BadBatch) and error.field:
         refusal.field_violations.add(field=error.field, description=refusal.message)
@@ -106,6 +132,14 @@ def _to_error(
     return MixerOverloaded(message, retry_after_s)
 
 
+def _unavailable(details: str, target: str) -> MixerError:
+    problem = trust_problem(details)
+    if problem is not None:
+        return NotTrusted(f"mixer at {target}: {problem} ({details})")
+    hint = connection_hint(details)
+    return MixerUnavailable(f"mixer at {target}: {f'{hint} ' if hint else ''}{details} (UNAVAILABLE)")
+
+
 def _shortened(message: str) -> str:
     return message.encode()[:_MAX_MESSAGE_BYTES].decode(errors="ignore")
 
@@ -115,6 +149,19 @@ def _retry_info(delay_s: float) -> any_pb2.Any:
     delay.FromNanoseconds(round(delay_s * 1e9))
     packed = any_pb2.Any()
     packed.Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return packed
+
+
+def _quota_failure(description: str) -> any_pb2.Any:
+    violation = error_details_pb2.QuotaFailure.Violation(subject="memory", description=description)
+    packed = any_pb2.Any()
+    packed.Pack(error_details_pb2.QuotaFailure(violations=[violation]))
+    return packed
+
+
+def _packed(detail: Message) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
     return packed
 
 

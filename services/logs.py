@@ -3,7 +3,8 @@
 `log.info("shard_written", extra={"shard": name, "samples": 1000})` becomes
 `2025-01-31T12:00:00.000Z INFO services.shards shard_written shard=digits-train-000000.tar samples=1000`.
 A field may not be called like one of LogRecord's own attributes (`name`, `args`, `module`, ...): logging refuses it.
-What repeats is counted instead of written, see log_repeats; lines of a rank that torchrun started say which one.
+What repeats is counted instead of written, see log_repeats. Lines of a rank say which one, and lines about a request
+its key, see log_context.
 """
 
 import json
@@ -15,6 +16,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from typing import Literal
 
+from services.log_context import label_request
 from services.log_repeats import Repeats
 
 LogFormat = Literal["text", "json"]
@@ -23,7 +25,11 @@ _OWN_ATTRIBUTES = {*vars(logging.makeLogRecord({})), "message", "asctime", "task
 
 
 def setup_logging(
-    log_format: LogFormat = "text", *, level: int = logging.INFO, environ: Mapping[str, str] = os.environ
+    log_format: LogFormat = "text",
+    *,
+    level: int = logging.INFO,
+    environ: Mapping[str, str] = os.environ,
+    rank: int | None = None,
 ) -> None:
     """Send the logs of this process to stderr; to be called once, by a program's main.
 
@@ -31,12 +37,15 @@ def setup_logging(
         log_format: lines for people or for machines.
         level: the lowest that is written.
         environ: where torchrun's RANK is looked up, which each line then has as a field.
+        rank: that of a program which has one also when torchrun did not start it.
     """
     handler = LineHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(_shortened)
-    if (rank := environ.get("RANK", "")).isdigit():
-        handler.addFilter(_label("rank", int(rank)))
+    handler.addFilter(label_request)
+    rank = int(environ["RANK"]) if environ.get("RANK", "").isdigit() else rank
+    if rank is not None:
+        handler.addFilter(_label("rank", rank))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
 
@@ -127,4 +136,4 @@ def _time(record: logging.LogRecord) -> str:
 def _quoted(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     is_plain = text and text.isprintable() and not set(text) & set(' "=')
-    return text if is_plain else json.dumps(text, ensure_ascii=False)
+    return text if is_plain else json.dumps(text, ensure_ascii=not text.isprintable())

@@ -27,6 +27,7 @@ LAZY_LIBRARY = {"timm", "torchvision", "scipy"}
 
 NEIGHBOURS = {
     "samix/adapters/lightning.py": {"lightning", "pytorch_lightning"},
+    "samix/adapters/opentelemetry.py": {"opentelemetry"},
     "samix/adapters/transformers.py": {"transformers"},
 }
 """Adapters whose classes extend those of a neighbour; whoever imports them has it."""

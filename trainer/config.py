@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from samix.errors import ConfigError
+from samix.mixing.optimise import OptimiserConfig
 from services.logs import LogFormat
 from services.shards.config import DataConfig
+from services.tracing import TracingConfig
 from trainer.checkpoint import CheckpointConfig
 from trainer.loop import Precision
 from trainer.methods.config import CoTrainingConfig
@@ -14,7 +16,6 @@ from trainer.methods.objective import ObjectiveConfig
 from trainer.metrics import MetricsConfig
 from trainer.mixing import MixingConfig
 from trainer.model import ModelConfig
-from trainer.optimise import OptimiserConfig
 from trainer.world import DeviceKind
 
 
@@ -69,6 +70,8 @@ class TrainConfig:
     """Steps from one log line to the next."""
     log_format: LogFormat = "text"
     """Of the log on stderr."""
+    tracing: TracingConfig = field(default_factory=TracingConfig)
+    """Spans for OpenTelemetry."""
     tensorboard: bool = False
     """Write what log.jsonl holds for TensorBoard too."""
     trace_samples: bool = False

@@ -1,15 +1,18 @@
 """Tells Prometheus where the pages of all ranks are, by a file of its `file_sd_configs`.
 
-A job of many ranks gets other machines and ports each time; a Prometheus that watches the file follows.
+A job of many ranks gets other machines and ports each time; a Prometheus that watches the file follows. It cannot watch
+a file in folders it does not know yet, hence the second list, in a folder that all runs share.
 """
 
 import ipaddress
 import json
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
+from samix.errors import ConfigError
 from services.addresses import format_address
 from services.files import replace_text
 from trainer.metrics import MetricsConfig
@@ -23,7 +26,10 @@ _ANYWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 @contextmanager
 def announce_pages(out: Path, run: str, config: MetricsConfig, port: int, world: World) -> Iterator[None]:
-    """Have the main rank list the pages of all ranks in `out` until the block ends; every rank must call it.
+    """Have the main rank list the pages of all ranks until the block ends; every rank must call it.
+
+    The list stands in `out`, and as RUN.json in the folder that runs share, if there is one. What a run of this name
+    that was killed left there is replaced.
 
     Args:
         out: folder of the run.
@@ -33,18 +39,41 @@ def announce_pages(out: Path, run: str, config: MetricsConfig, port: int, world:
         world: the ranks.
 
     Raises:
-        OSError: if the file cannot be written.
+        ConfigError: if the shared folder cannot be written to.
+        OSError: if the file in `out` cannot be written.
     """
     targets = world.gather(format_address(_reachable_host(config), port))
-    path = out / FILE_NAME
-    if world.is_main:
-        groups = [{"targets": targets, "labels": {"job": "samix-trainer", "run": run}}]
-        replace_text(path, json.dumps(groups, indent=2) + "\n")
+    groups = [{"targets": targets, "labels": {"job": "samix-trainer", "run": run}}]
+    with ExitStack() as lists:
+        if world.is_main:
+            text = json.dumps(groups, indent=2) + "\n"
+            lists.enter_context(_listed(out / FILE_NAME, text))
+            if config.targets_folder is not None:
+                lists.enter_context(_listed(_shared_list(config.targets_folder, run), text))
+        yield
+
+
+@contextmanager
+def _listed(path: Path, text: str) -> Iterator[None]:
+    replace_text(path, text)
     try:
         yield
     finally:
-        if world.is_main:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            if path.read_text() == text:  # another run of this name may have taken its place
+                path.unlink()
+
+
+def _shared_list(folder: Path, run: str) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the folder {folder} ({error.strerror}); choose another --metrics.targets-folder"
+        ) from error
+    return folder / f"{run}.json"
 
 
 def _reachable_host(config: MetricsConfig) -> str:

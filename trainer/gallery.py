@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samix.credentials import Credentials
 from samix.errors import ConfigError
 from samix.mixing.frozen import FrozenMixer
 from samix.mixing.plan import generator_for
@@ -37,7 +38,7 @@ _LARGEST_OF_DATA = 224  # pixels: more would cost time and show no more
 
 
 @dataclass(frozen=True, kw_only=True)
-class GalleryConfig:
+class GalleryConfig(Credentials):
     """Draw mixed pairs and their masks over lambda, for learned mixers and hand-crafted policies side by side."""
 
     data: str
@@ -68,6 +69,7 @@ class GalleryConfig:
     """Where mixers run."""
 
     def __post_init__(self) -> None:
+        Credentials.__post_init__(self)
         if not (self.mixer or self.connect or self.policies):
             raise ConfigError(
                 "nothing mixes: give --mixer FILE.safetensors, --connect HOST:PORT or --policies mixup cutmix, "
@@ -131,7 +133,7 @@ def _open(config: GalleryConfig, device: torch.device) -> Iterator[dict[str, Lea
     if not config.connect:
         yield learned
         return
-    with open_served(config.connect, config.mixer_name) as served:
+    with open_served(config.connect, config.mixer_name, config) as served:
         here = learned.keys()
         yield learned | {f"{e.title} at {config.connect}" if e.title in here else e.title: e for e in served}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from samix.client.config import ClientConfig, Exchange
 from samix.client.pixels import shrink
 from samix.client.remote import RemoteMixer, connect
+from samix.credentials import Credentials, find_credentials
 from samix.errors import ConfigError, MixerBroken
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.artefact import load_mixer
@@ -22,6 +23,7 @@ from samix.mixing.render import compose
 DEFAULT_PORT = 8001
 """Of a server's gRPC, where an address names none."""
 
+_NO_CREDENTIALS = Credentials()
 _PATIENT = ClientConfig(deadline_s=30.0)  # a person waits longer for a CPU than a training step does
 
 
@@ -66,12 +68,15 @@ def open_file(path: Path, device: torch.device) -> LearnedMixer:
 
 
 @contextmanager
-def open_served(address: str, names: Sequence[str] = ()) -> Iterator[list[LearnedMixer]]:
+def open_served(
+    address: str, names: Sequence[str] = (), credentials: Credentials = _NO_CREDENTIALS
+) -> Iterator[list[LearnedMixer]]:
     """Connect to mixers of a running server until the end of the block.
 
     Args:
         address: as of `connect`; without a port, DEFAULT_PORT.
         names: of the mixers; none takes all.
+        credentials: what the server is shown; the environment fills what is empty.
 
     Raises:
         InputError: if it is no address.
@@ -79,13 +84,14 @@ def open_served(address: str, names: Sequence[str] = ()) -> Iterator[list[Learne
         MixerError: if it does not answer.
     """
     target = with_port(address)
-    with ExitStack() as connections, connect(target, config=_PATIENT) as server:
+    config = replace(_PATIENT, credentials=find_credentials(credentials))
+    with ExitStack() as connections, connect(target, config=config) as server:
         hosted = _list_mixers(server, target)
         chosen = [info for info in hosted if info.name in names] if names else hosted
         if unknown := set(names) - {info.name for info in chosen}:
             known = ", ".join(info.name for info in hosted)
             raise ConfigError(f"the server at {target} hosts no mixer {', '.join(sorted(unknown))}; it has {known}")
-        yield [_connect_to(info, target, connections) for info in chosen]
+        yield [_connect_to(info, target, config, connections) for info in chosen]
 
 
 def with_port(address: str) -> str:
@@ -104,6 +110,6 @@ def _list_mixers(server: RemoteMixer, target: str) -> list[pb.MixerInfo]:
     return hosted
 
 
-def _connect_to(info: pb.MixerInfo, target: str, connections: ExitStack) -> LearnedMixer:
-    mixer = connections.enter_context(connect(target, mixer=info.name, version=info.version, config=_PATIENT))
+def _connect_to(info: pb.MixerInfo, target: str, config: ClientConfig, connections: ExitStack) -> LearnedMixer:
+    mixer = connections.enter_context(connect(target, mixer=info.name, version=info.version, config=config))
     return LearnedMixer(title=f"{info.name} {info.version}", image_size=info.image_size, mixer=mixer)

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from samix.errors import ConfigError
+from samix.mixing.update import Update
 from trainer.methods.method import Item, Losses, Method
 from trainer.metrics import TrainerMetrics
-from trainer.update import Update
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -29,6 +30,9 @@ class MetricsConfig:
     """Name or address under which Prometheus reaches this machine, for the list of pages that rank 0 writes. Empty: the
     host, or where that is all networks, this machine's address on the network of its default route. On several machines
     set it on each by the environment."""
+    targets_folder: Path | None = None
+    """Folder for lists of pages that runs share, such as a volume that Prometheus reads: rank 0 keeps the run's pages
+    listed in it as RUN.json, RUN being the last part of --out. Runs that last at the same time need different names."""
     linger_s: float = 60.0
     """How long the page stays after the summary, so that the last values are scraped, seconds."""
 
@@ -73,6 +77,16 @@ class TrainerMetrics:
         self.in_flight = self._gauge("mixer_client_in_flight_bytes", "Bytes of requests that wait for their answers.")
         self._received = self._counter("mixer_client_received_bytes_total", "Bytes of answers.")
         self._hedges = self._counter("mixer_client_hedges_total", "Requests sent to a second replica as well.")
+        self._weights_sent = self._counter("mixer_client_weights_sent_total", "Sets of weights that a session took.")
+        self._weights_bytes = self._counter("mixer_client_weights_sent_bytes_total", "Bytes of them.")
+        self._weights_failed = self._counter(
+            "mixer_client_weights_failed_total", "Sets of weights that did not arrive, and were sent again."
+        )
+        self._weights_duration = self._histogram("mixer_client_weights_duration_seconds", "Time one set took.")
+        self._rejoins = self._counter("mixer_client_session_rejoins_total", "Times a session was joined again.")
+        self._lost_steps = self._counter(
+            "mixer_client_session_lost_steps_total", "Steps of a mixer's learning that went with its server."
+        )
         retries = Counter(
             "mixer_client_retries_total", "Requests sent again.", ["rank", "reason"], registry=self.registry
         )
@@ -107,6 +121,21 @@ class TrainerMetrics:
         """Count an answer."""
         self._received.inc(num_bytes)
         self._latency.observe(seconds)
+
+    def weights_sent(self, num_bytes: int, seconds: float) -> None:
+        """Count weights that a session took."""
+        self._weights_sent.inc()
+        self._weights_bytes.inc(num_bytes)
+        self._weights_duration.observe(seconds)
+
+    def weights_failed(self) -> None:
+        """Count weights that did not arrive."""
+        self._weights_failed.inc()
+
+    def reconnected(self, lost_steps: int) -> None:
+        """Count that a session was joined again, and what it had lost."""
+        self._rejoins.inc()
+        self._lost_steps.inc(lost_steps)
 
     def retried(self, reason: RetryReason) -> None:
         """Count a retry."""

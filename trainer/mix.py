@@ -11,6 +11,7 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
+from samix.credentials import Credentials
 from samix.errors import ConfigError
 from samix.mixing.batch import MixedBatch
 from samix.mixing.policies import cutmix, mixup
@@ -32,7 +33,7 @@ _LARGEST = 4096  # pixels a side: what is computed on whole pictures then fits i
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixConfig:
+class MixConfig(Credentials):
     """Mix two pictures by a learned mask, and compare with Mixup and CutMix. Without --mixer and --connect, by the
     mixer that comes with this project, which was trained on pictures of 32 px."""
 
@@ -63,6 +64,7 @@ class MixConfig:
     """Where a mixer from a file runs."""
 
     def __post_init__(self) -> None:
+        Credentials.__post_init__(self)
         if not 0 <= self.lam <= 1:
             raise ConfigError(f"lam is the share of the first picture, from 0 to 1, got {self.lam}")
         if not 0 <= self.size <= _LARGEST:
@@ -109,7 +111,7 @@ def _open(config: MixConfig) -> Iterator[LearnedMixer]:
     if not config.connect:
         yield open_file(config.mixer or shipped_mixer(), choose_device(config.device))
         return
-    with open_served(config.connect, [config.mixer_name] if config.mixer_name else []) as served:
+    with open_served(config.connect, [config.mixer_name] if config.mixer_name else [], config) as served:
         if len(served) > 1:
             titles = ", ".join(learned.title for learned in served)
             raise ConfigError(f"the server at {config.connect} hosts {titles}; choose one with --mixer-name")

@@ -4,13 +4,23 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal, get_args
 
 from samix.client.config import ClientConfig, Encoding, Exchange, Reply
 from samix.client.remote import RemoteMixer, connect
-from samix.errors import ConfigError, MixerBroken, MixerNotFound, MixerTimeout, MixerUnavailable
+from samix.credentials import Credentials, find_credentials
+from samix.errors import (
+    ConfigError,
+    MixerBroken,
+    MixerNotFound,
+    MixerTimeout,
+    MixerUnavailable,
+    NotAuthenticated,
+    NotPermitted,
+    NotTrusted,
+)
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.artefact import load_mixer
 from samix.mixing.classifier import Classifier
@@ -20,22 +30,33 @@ from trainer.exchanges import Trial
 from trainer.fallback import Breaker, FailureBudget
 from trainer.metrics import TrainerMetrics
 from trainer.prefetch import BatchMixing, InProcessMixing, PlanSeed, Prepared, RemoteMixing
+from trainer.sessions.config import CoTrainingSessionConfig
 from trainer.world import World
 
 log = logging.getLogger(__name__)
 
 Policy = Literal[
-    "none", "mixup", "cutmix", "saliencymix", "fmix", "resizemix", "puzzlemix", "local", "remote", "online"
+    "none",
+    "mixup",
+    "cutmix",
+    "saliencymix",
+    "fmix",
+    "resizemix",
+    "puzzlemix",
+    "local",
+    "remote",
+    "online",
+    "remote-online",
 ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MixingConfig:
+class MixingConfig(Credentials):
     """How batches are mixed."""
 
     policy: Policy = "remote"
     """`remote` asks a mixer server, `local` runs the same mixer in this process, `online` trains one beside the
-    classifier (see --online), the others need no mixer."""
+    classifier (see --online), `remote-online` lets a server train it, the others need no mixer."""
     endpoint: str = "localhost:8001"
     """Address of the mixer server: host:port, dns:///name:port or unix:///path. Batches go by turns to all replicas of
     a list with commas, and to all addresses of a DNS name."""
@@ -49,6 +70,8 @@ class MixingConfig:
     """Draw one lam for each image instead of one for the batch; policy `online` has --online.per-sample-lam."""
     depth: int = 4
     """Batches under way to the server while the model trains."""
+    session: CoTrainingSessionConfig = field(default_factory=CoTrainingSessionConfig)
+    """How ranks and server keep in step, for policy `remote-online`."""
     max_bytes_in_flight: int = 256 << 20
     """No further batch is sent while requests of so many bytes wait for their answers, whatever `depth` allows; one
     always may. Of each rank."""
@@ -77,6 +100,7 @@ class MixingConfig:
     """Batches of one epoch that a rank may mix by the fallback before the run fails."""
 
     def __post_init__(self) -> None:
+        Credentials.__post_init__(self)
         if self.depth < 1:
             raise ConfigError(f"mixing.depth must be at least 1, got {self.depth}")
         if self.max_bytes_in_flight < 1:
@@ -116,7 +140,7 @@ class MixingConfig:
         """The alpha that is used."""
         if self.alpha:
             return self.alpha
-        if self.policy in ("local", "remote", "online"):
+        if self.policy in ("local", "remote", "online", "remote-online"):
             return SAMIX_ALPHA
         return usual_alpha(self.policy)
 
@@ -135,7 +159,7 @@ def open_mixing(
     """Make what mixes this rank's batches, and close it at the end.
 
     Args:
-        config: which policy; not `online`, whose method mixes by itself.
+        config: which policy; not `online` and `remote-online`, which bring mixing of their own.
         seed: of the run.
         image_size: side of the images, pixels.
         batch_size: images of one batch of this rank.
@@ -153,11 +177,15 @@ def open_mixing(
         mixer.spec.check_size(image_size, image_size)
         yield InProcessMixing(mixer, plans, world.device, metrics)
         return
-    if config.policy not in ("remote", "online"):
-        policy = _policy(config.policy, config.resolved_alpha, classifier)
+    if config.policy not in ("remote", "online", "remote-online"):
+        policy = fallback_policy(config.policy, config.resolved_alpha, classifier)
         yield InProcessMixing(policy, replace(plans, lam_of_draw=policy.lam_of_draw), world.device, metrics)
         return
-    client = ClientConfig(deadline_s=config.deadline_s, shared_memory_mib=config.shared_memory_mib)
+    client = ClientConfig(
+        deadline_s=config.deadline_s,
+        shared_memory_mib=config.shared_memory_mib,
+        credentials=find_credentials(config),
+    )
     with connect(config.endpoint, mixer=config.mixer, config=client, observer=metrics) as remote:
         info = _wait_for_server(config, remote)
         _check_size(info, min(image_size, config.encoder_size or image_size), image_size)
@@ -166,7 +194,7 @@ def open_mixing(
             log.info("mixer", extra={"endpoint": config.endpoint, "mixer": info.name, "version": info.version})
         yield RemoteMixing(
             remote,
-            fallback=_policy(config.fallback, usual_alpha(config.fallback), classifier),
+            fallback=fallback_policy(config.fallback, usual_alpha(config.fallback), classifier),
             plans=plans,
             depth=config.depth,
             max_bytes_in_flight=config.max_bytes_in_flight,
@@ -178,7 +206,8 @@ def open_mixing(
         )
 
 
-def _policy(name: PolicyName, alpha: float, classifier: Classifier) -> HandCraftedMixer:
+def fallback_policy(name: PolicyName, alpha: float, classifier: Classifier) -> HandCraftedMixer:
+    """Make a hand-crafted policy with this alpha, for the classifier that is trained."""
     # PuzzleMix looks where the loss of the network in training is sensitive, as its paper has it.
     return hand_crafted(name, alpha, saliency=gradient_saliency(classifier) if name == "puzzlemix" else None)
 
@@ -186,6 +215,8 @@ def _policy(name: PolicyName, alpha: float, classifier: Classifier) -> HandCraft
 def _wait_for_server(config: MixingConfig, remote: RemoteMixer) -> pb.MixerInfo:
     try:
         return remote.wait_ready(config.startup_timeout_s)
+    except NotTrusted as error:
+        raise ConfigError(str(error)) from error
     except (MixerUnavailable, MixerTimeout) as error:
         raise ConfigError(
             f"no mixer was ready at {config.endpoint} within {config.startup_timeout_s:g} s ({error}); "
@@ -195,6 +226,8 @@ def _wait_for_server(config: MixingConfig, remote: RemoteMixer) -> pb.MixerInfo:
         raise ConfigError(f"{error}; set --mixing.mixer") from error
     except MixerBroken as error:
         raise ConfigError(f"what listens at {config.endpoint} is no mixer server ({error})") from error
+    except (NotAuthenticated, NotPermitted) as error:
+        raise ConfigError(f"{error}; set --mixing.token-file") from error
 
 
 def _check_size(info: pb.MixerInfo, sent_size: int, image_size: int) -> None:

@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.block import BlockSpec
+from samix.mixing.optimise import OptimiserConfig
 from samix.mixing.presets import RESNET18, RESNET50
 from samix.mixing.schedules import MaskSchedule
 from trainer.config import TrainConfig
 from trainer.methods.config import CoTrainingConfig
 from trainer.methods.objective import ObjectiveConfig
 from trainer.mixing import MixingConfig
-from trainer.optimise import OptimiserConfig
 from trainer.published_recipes import CIFAR100, CUB, TINY_IMAGENET, imagenet
 
 

@@ -217,7 +217,8 @@ class RemoteMixing:
                 self._trial.timed_out(sent.exchange)
             self._breaker.failed(sent.sent_at)
             if not self._is_lost:
-                log.warning("mixer_lost", extra={"rank": self._plans.rank, "reason": str(error), "now": "fallback"})
+                fields = {"rank": self._plans.rank, "request": sent.pending.key}
+                log.warning("mixer_lost", extra={**fields, "reason": str(error), "now": "fallback"})
             self._is_lost, self._last_error = True, error
             return None
         self._trial.answered(sent.exchange, sent.pending.times)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from samix.mixing.artefact import check_artefact_path
+from samix.mixing.optimise import RunLength
 from samix.mixing.plan import derive_seed
+from samix.mixing.update import Update
 from services.cli import program
 from services.config import parse_recipe, write_resolved
 from services.logs import setup_logging
@@ -20,13 +22,11 @@ from trainer.loop import Step, Stepping, train_epoch
 from trainer.methods.build import build_co_training
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
-from trainer.optimise import RunLength
 from trainer.planning import Planning
 from trainer.pretrain_config import PRETRAIN_RECIPES, PretrainConfig
 from trainer.progress import follow
 from trainer.report import RunLog
 from trainer.tally import EpochTally
-from trainer.update import Update
 from trainer.world import World, choose_device
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from pathlib import Path
 import tyro
 
 from samix.errors import ConfigError
+from samix.mixing.optimise import OptimiserConfig
 from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, HALF, TINY_RESNET
 from services.logs import LogFormat
 from services.shards.config import LoadingConfig
@@ -13,7 +14,6 @@ from trainer.loop import Precision
 from trainer.methods.config import QUICK, QUICKEST, CoTrainingConfig
 from trainer.methods.objective import ObjectiveConfig
 from trainer.model import ModelConfig
-from trainer.optimise import OptimiserConfig
 from trainer.world import DeviceKind
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import tyro
 
 from samix.mixing.backbone import BackboneSpec
+from samix.mixing.optimise import OptimiserConfig
 from samix.mixing.presets import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -25,7 +26,6 @@ from services.shards.config import DataConfig
 from trainer.config import TrainConfig
 from trainer.methods.objective import ObjectiveConfig
 from trainer.model import ModelConfig
-from trainer.optimise import OptimiserConfig
 
 CIFAR100 = TrainConfig(
     data=DataConfig(train=tyro.MISSING, val=tyro.MISSING, num_classes=100, global_batch=100),

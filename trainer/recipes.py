@@ -3,6 +3,7 @@
 import tyro
 
 from samix.mixing.backbone import BackboneSpec
+from samix.mixing.optimise import OptimiserConfig
 from samix.mixing.presets import CIFAR_MEAN, CIFAR_STD, HALF, SMALL_RESNET, TINY_RESNET
 from services.shards.config import DataConfig
 from trainer.config import TrainConfig
@@ -10,8 +11,9 @@ from trainer.methods.config import QUICK, QUICKEST
 from trainer.mixing import MixingConfig
 from trainer.model import ModelConfig
 from trainer.online_recipes import ONLINE_RECIPES
-from trainer.optimise import OptimiserConfig
 from trainer.published_recipes import PUBLISHED_RECIPES
+from trainer.session_recipes import SESSION_RECIPES, on_server
+from trainer.sessions.config import CoTrainingSessionConfig
 
 _DIGITS = TrainConfig(
     data=DataConfig(
@@ -86,8 +88,13 @@ RECIPES: dict[str, tuple[str, TrainConfig]] = {
     "digits_cpu": ("Handwritten digits at 16 px, ResNet-10 of a quarter width: seconds per epoch on a CPU.", _DIGITS),
     "cifar_cpu": ("CIFAR at 32 px, ResNet-10 of half width: a minute per 10,000 images on two cores.", _CIFAR),
     "cifar_tiny_cpu": ("CIFAR at 32 px, ResNet-10 of a quarter width, in bf16: the accuracy table's.", _CIFAR_TINY),
+    "cifar_online_cpu": (
+        "The same with the mixer trained by a server on this machine: needs samix serve --online.memory-mib 1024.",
+        on_server(_CIFAR_TINY, CoTrainingSessionConfig(), deadline_s=30.0),
+    ),
     "small_cpu": ("Photographs at 64 px, ResNet-10 of half width, for a CPU.", _SMALL),
     "photo_cpu": ("Photographs at 224 px with ImageNet's augmentation, ResNet-18: one epoch on a CPU.", _PHOTO),
     **PUBLISHED_RECIPES,
     **ONLINE_RECIPES,
+    **SESSION_RECIPES,
 }

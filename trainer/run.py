@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from samix.errors import ConfigError
+from samix.mixing.optimise import RunLength
 from services.addresses import format_address
 from services.cli import ProgramFailed
 from services.config import write_resolved
@@ -32,7 +33,6 @@ from trainer.export import Origin, first_pictures
 from trainer.methods.build import build_method, open_batches
 from trainer.methods.method import Method
 from trainer.metrics import TrainerMetrics
-from trainer.optimise import RunLength
 from trainer.pictures.curves import draw_curves
 from trainer.report import RunLog, write_summary
 from trainer.sample_trace import cut_traces

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from samix.errors import ConfigError
+from samix.mixing.update import Update
 from services.config import differences, resolved
 from services.shards.loader import EvalLoader, TrainLoader
 from trainer.checkpoint import CheckpointFolder, load_checkpoint
@@ -17,7 +18,6 @@ from trainer.prefetch import BatchMixing
 from trainer.report import RunLog
 from trainer.sample_trace import cut_traces
 from trainer.tally import EpochTally
-from trainer.update import Update
 from trainer.world import World
 
 log = logging.getLogger(__name__)

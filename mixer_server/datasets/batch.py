@@ -21,6 +21,7 @@ from samix.mixer.v1 import dataset_pb2 as pb
 from samix.mixing.batch import MixPlan, as_unit_float
 from samix.mixing.plan import SAMIX_ALPHA, draw_plan, generator_for
 from samix.wire import MixCall, MixReply
+from services.log_context import about_request
 
 _IMAGES_AT_ONCE = 4  # that become float16, so that they stay in the caches
 _ITEM_BYTES = {pb.BATCH_FORMAT_FLOAT16: 2}
@@ -39,6 +40,8 @@ class Making:
     """What batches of datasets may hold of it."""
     client: str
     """Whose jobs they are."""
+    request: str
+    """Key of the subscription, for logs."""
     on_news: Callable[[], object]
     """Called, from any thread, when a batch has come further."""
 
@@ -93,7 +96,13 @@ class Batch:
         feed, epoch = making.feed, making.epoch
         rows = feed.deal.rows(feed.subscription.consumer, number)
         epoch.reach(rows.start)
-        wanted = Wanted(positions=epoch.order[rows], seed=epoch.seed, epoch=epoch.epoch, attempt=epoch.attempt)
+        wanted = Wanted(
+            positions=epoch.order[rows],
+            seed=epoch.seed,
+            epoch=epoch.epoch,
+            attempt=epoch.attempt,
+            request=making.request,
+        )
         batch._gathering = feed.dataset.gather(making.maker, wanted)
         batch._gathering.answer.add_done_callback(lambda _answer: making.on_news())
         return batch
@@ -129,7 +138,8 @@ class Batch:
         if self._error is not None:
             raise self._error
         gathered = self._gathered
-        num_skipped = self._making.epoch.count_skipped(gathered.skipped)
+        with about_request(self._making.request):
+            num_skipped = self._making.epoch.count_skipped(gathered.skipped)
         reply = self._job.answer.result() if self._job else None
         images = reply.images if reply else None
         assert images is None or isinstance(images, np.ndarray)
@@ -198,7 +208,7 @@ class Batch:
             wants_images=True,
             image_dtype=np.dtype("<f2" if feed.format == pb.BATCH_FORMAT_FLOAT16 else np.uint8),
         )
-        job = making.intake.make_own_job(feed.mixer, call, making.client)
+        job = making.intake.make_own_job(feed.mixer, call, making.client, making.request)
         making.intake.submit(job)
         self._job = job
         job.answer.add_done_callback(lambda _answer: making.on_news())

@@ -11,6 +11,7 @@ import numpy as np
 from mixer_server.datasets.pictures import KeptPicture, Shelf
 from samix.errors import InputError, MixerBroken, MixerError, MixerUnavailable
 from samix.framing import empty_buffer
+from services.log_context import about_request
 from services.shards.augment import Transform, view_generator
 from services.shards.decoder import Decoder, DecoderDied
 from services.shards.decoding import DecodedSample, DecodeRequest, UnreadableSample
@@ -34,6 +35,8 @@ class Wanted:
     """Of the views."""
     attempt: int
     """Of `DecodeRequest`."""
+    request: str = ""
+    """Key of the subscription it is for, for logs; nothing follows from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +142,10 @@ class Gathering:
         """Make one part, unless nobody wants the batch any more."""
         if self.answer.done():
             return
+        with about_request(self._wanted.request):
+            self._make(rows, decoder)
+
+    def _make(self, rows: slice, decoder: Decoder) -> None:
         try:
             self._maker.make(self._wanted, rows, decoder, self)
         except (InputError, OSError) as error:  # no room for a shard in the cache, no file descriptor

@@ -53,6 +53,7 @@ class Subscriber:
         limits: Limits,
         patience: Patience,
         metrics: DatasetMetrics,
+        request: str,
     ) -> None:
         self.num_batches = 0
         """Batches that were sent."""
@@ -64,6 +65,7 @@ class Subscriber:
         self._limits = limits
         self._patience = patience
         self._metrics = metrics
+        self._request = request
         self._sent_bytes = metrics.sent_bytes.labels(feed.dataset.name)
         self._lock = threading.Lock()
         self._news = threading.Event()
@@ -104,7 +106,7 @@ class Subscriber:
         except MixerError as error:
             self.end(error.with_traceback(None))
         except Exception:
-            log.exception("subscription_failed")
+            log.exception("subscription_failed", extra={"request": self._request})
             self.end(MixerBroken("the server failed on this subscription; its log has the reason"))
 
     def write(self, making: Making) -> Iterator[bytes]:
@@ -221,7 +223,8 @@ class Subscriber:
 
     def _cut_off(self) -> None:
         # A status cannot overtake the data that is stuck: its client sees CANCELLED.
-        log.warning("subscriber_not_reading", extra={"peer": self._context.peer(), "lease_s": self._config.lease_s})
+        fields = {"peer": self._context.peer(), "request": self._request, "lease_s": self._config.lease_s}
+        log.warning("subscriber_not_reading", extra=fields)
         self._context.cancel()
 
 

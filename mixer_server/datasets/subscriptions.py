@@ -17,7 +17,7 @@ from mixer_server.datasets.config import DatasetsConfig
 from mixer_server.datasets.feed import Feed
 from mixer_server.datasets.metrics import DatasetMetrics
 from mixer_server.datasets.subscriber import MAX_UP_BYTES, METHOD, Limits, Subscriber
-from mixer_server.front.edge import caller_of, parse
+from mixer_server.front.edge import caller_of, key_of, parse
 from mixer_server.front.intake import Intake
 from mixer_server.front.patience import Patience
 from mixer_server.front.request_config import RequestConfig
@@ -85,19 +85,20 @@ class Subscriptions:
 
     def _answer(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         mixer, code = (UNKNOWN, UNKNOWN), grpc.StatusCode.CANCELLED  # unless it ends otherwise
+        key = key_of(context)
         try:
             with self._call():
                 first = self._receive(messages, context)
                 feed = self._services.checker.check(first.subscription)
                 mixer = (feed.mixer.name, feed.mixer.version) if feed.mixer else mixer
-                yield from self._serve(feed, first.credits, messages, context)
+                yield from self._serve(feed, first.credits, messages, context, key)
             code = grpc.StatusCode.OK
         except MixerError as error:
             code = STATUS_OF[type(error)]
             self._services.metrics.problems.note(METHOD, code.name, str(error))
             context.abort_with_status(to_status(error.with_traceback(None)))
         except Exception:
-            log.exception("subscription_failed")
+            log.exception("subscription_failed", extra={"request": key})
             code = grpc.StatusCode.INTERNAL
             error = MixerBroken("the server failed on this subscription; its log has the reason")
             context.abort_with_status(to_status(error))
@@ -140,7 +141,7 @@ class Subscriptions:
         return message
 
     def _serve(
-        self, feed: Feed, num_credits: int, messages: Iterator[bytes], context: grpc.ServicerContext
+        self, feed: Feed, num_credits: int, messages: Iterator[bytes], context: grpc.ServicerContext, key: str
     ) -> Iterator[bytes]:
         services, wanted = self._services, feed.subscription
         limits = Limits(max_wait_s=self._requests.max_wait_s, share_bytes=self._share_bytes)
@@ -151,6 +152,7 @@ class Subscriptions:
             limits=limits,
             patience=services.patience,
             metrics=services.dataset_metrics,
+            request=key,
         )
         self._check_memory(feed)
         with ExitStack() as held:
@@ -161,7 +163,7 @@ class Subscriptions:
             held.enter_context(self._open(subscriber))
             held.callback(subscriber.close)
             client = caller_of(context).client
-            held.enter_context(self._told(feed, subscriber, client))
+            held.enter_context(self._told(feed, subscriber, client, key))
             subscriber.grant(num_credits)
             if not context.add_callback(subscriber.hear):
                 raise MixerCancelled("the call ended before it was served")
@@ -175,6 +177,7 @@ class Subscriptions:
                 budget=services.budget,
                 share=self._share,
                 client=client,
+                request=key,
                 on_news=subscriber.hear,
             )
             yield from subscriber.write(making)
@@ -205,7 +208,7 @@ class Subscriptions:
                 self._subscribers.discard(subscriber)
 
     @contextmanager
-    def _told(self, feed: Feed, subscriber: Subscriber, client: str) -> Iterator[None]:
+    def _told(self, feed: Feed, subscriber: Subscriber, client: str, key: str) -> Iterator[None]:
         """Log and count the block as an open subscription."""
         wanted, started_s = feed.subscription, time.monotonic()
         fields = {
@@ -215,6 +218,7 @@ class Subscriptions:
             "consumer": wanted.consumer,
             "num_consumers": wanted.num_consumers,
             "client": client,
+            "request": key,
         }
         gauge = self._services.dataset_metrics.subscriptions_open.labels(wanted.dataset)
         gauge.inc()

@@ -79,7 +79,9 @@ class Lane:
             work(group)
         except Exception as error:
             clients = ",".join(sorted({job.client for job in group}))
-            log.exception("pass_failed", extra={"key": group[0].key, "requests": len(group), "clients": clients})
+            request = ",".join(job.request for job in group)
+            fields = {"group": group[0].key, "requests": len(group), "clients": clients, "request": request}
+            log.exception("pass_failed", extra=fields)
             for job in group:
                 job.settle(MixerBroken("the mixer failed on this batch; the server's log has the reason"))
             if isinstance(error, DeviceLost):
@@ -96,10 +98,12 @@ class Lane:
     def _finish(self, group: Sequence[Job]) -> None:
         mixer, oldest = group[0].mixer, self._launched[0]
         outcomes = oldest.running.finish()
-        self._metrics.stages["compute"].observe(self._batcher.clock() - oldest.started_s)
+        ended_s = self._batcher.clock()
+        self._metrics.stages["compute"].observe(ended_s - oldest.started_s)
         self._metrics.batches.labels(mixer.name, mixer.version).inc()
         self._metrics.batch_size.observe(sum(job.num_images for job in group))
         for job, outcome in zip(group, outcomes, strict=True):
+            job.ended_s = ended_s
             self._answer(mixer, job, outcome)
 
     def _answer(self, mixer: FrozenMixer, job: Job, outcome: Outcome) -> None:

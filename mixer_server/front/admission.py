@@ -17,18 +17,19 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from mixer_server.front.edge import refuse, until_sent
+from mixer_server.front.edge import key_of, refuse, until_sent
 from mixer_server.front.patience import Patience
 from mixer_server.front.request_config import RequestConfig
 from mixer_server.metrics import MixerMetrics
 from mixer_server.scheduling.budget import MemoryBudget, Reservation
 from samix.errors import BadBatch, MixerCancelled, MixerError, MixerOverloaded
+from services.log_context import about_request, current_request
 
 log = logging.getLogger(__name__)
 
 _LARGE = frozenset({"Mix", "ModelInfer"})
 """Methods whose messages are counted in the memory budget from their first byte; those of others are small."""
-_SELF_GUARDED = frozenset({"MixStream", "Subscribe"})
+_SELF_GUARDED = frozenset({"MixStream", "Subscribe", "CoTrain", "SendWeights"})
 """Methods that bound their calls, and what these may do, themselves."""
 _MAX_SMALL_BYTES = 1 << 16
 """Longest message of a method that is not large: names, of a mixer, a service or a file."""
@@ -72,7 +73,8 @@ class Admission(grpc.ServerInterceptor):
     def _guard(self, method: str, behaviour: Callable, deserialize: Callable[[bytes], Any] | None) -> Callable:
         @functools.wraps(behaviour)  # copies attributes too: one tells gRPC that health's Watch holds no thread
         def answer(messages: Iterator[bytes], context: grpc.ServicerContext, *send: Callable) -> Any:
-            with self._slot(method, context), self._room(method, context) as room:
+            named = about_request(key_of(context))
+            with named, self._slot(method, context), self._room(method, context) as room:
                 data = self._receive(method, messages, context)
                 if method in _LARGE:
                     room.resize(len(data))
@@ -105,7 +107,7 @@ class Admission(grpc.ServerInterceptor):
     @contextlib.contextmanager
     def _hurried(self, context: grpc.ServicerContext) -> Iterator[None]:
         """Cut the call off if the block takes too long."""
-        self._patience.expect(context, self._config.max_upload_s, partial(self._cut_off, context))
+        self._patience.expect(context, self._config.max_upload_s, partial(self._cut_off, context, current_request()))
         try:
             yield
         finally:
@@ -119,7 +121,8 @@ class Admission(grpc.ServerInterceptor):
             self._patience.met(key)
 
         if context.add_callback(end):
-            self._patience.expect(key, self._config.max_upload_s, partial(self._cut_off, context, "answer_not_taken"))
+            cut_off = partial(self._cut_off, context, current_request(), "answer_not_taken")
+            self._patience.expect(key, self._config.max_upload_s, cut_off)
             if not context.is_active():  # it ended before that was expected
                 end()
 
@@ -165,7 +168,7 @@ class Admission(grpc.ServerInterceptor):
             yield room
 
     def _receive(self, method: str, messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        self._patience.expect(context, self._config.max_upload_s, partial(self._cut_off, context))
+        self._patience.expect(context, self._config.max_upload_s, partial(self._cut_off, context, current_request()))
         message = next(_until_the_end(messages), None)
         is_late = not self._patience.met(context)
         if message is None:
@@ -179,8 +182,9 @@ class Admission(grpc.ServerInterceptor):
             refuse(self._metrics, method, context, BadBatch(f"{method} needs exactly one message, got none"))
         return message
 
-    def _cut_off(self, context: grpc.ServicerContext, event: str = "upload_too_slow") -> None:
-        log.warning(event, extra={"peer": context.peer(), "limit_s": self._config.max_upload_s})
+    def _cut_off(self, context: grpc.ServicerContext, request: str, event: str = "upload_too_slow") -> None:
+        fields = {"peer": context.peer(), "limit_s": self._config.max_upload_s}
+        log.warning(event, extra=fields | ({"request": request} if request else {}))
         context.cancel()
 
 

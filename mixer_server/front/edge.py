@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn, TypeVar
 
 import grpc
@@ -21,8 +21,11 @@ from mixer_server.scheduling.budget import Reservation
 from samix.errors import BadBatch, MixerBroken, MixerError
 from samix.framing import Framed, HeadTooLarge, split
 from samix.mixing.frozen import FrozenMixer
+from samix.request_keys import KEY_METADATA, TRACE_METADATA, RequestKeys, tidy_key
 from samix.status import STATUS_OF, to_status
+from samix.tracing import Span
 from samix.wire import CLIENT_KEY
+from services.log_context import about_request, current_request
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +33,8 @@ MAX_HEAD_BYTES = 1 << 18
 """Most bytes of a request besides its bulk bytes: enough for what is said of 15,000 images. Parsed, numbers take up to
 thirteen times the bytes they have on the wire."""
 _MAX_CLIENT = 64
+REQUEST_KEYS = RequestKeys()
+"""Names those requests that their clients did not."""
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -44,6 +49,12 @@ class Call:
     """Name of the hosted mixer it is about, for the metrics."""
     version: str = UNKNOWN
     """Version of that mixer."""
+    key: str = ""
+    """What logs and traces call it."""
+    span: Span | None = None
+    """Where somebody traces it; for the method, which ends it by leaving."""
+    began_s: float = field(default_factory=time.perf_counter)
+    """When it began, on the clock of `time.perf_counter`."""
 
     def is_about(self, mixer: FrozenMixer) -> None:
         """Note which hosted mixer it is about; for the method, once it knows."""
@@ -65,21 +76,21 @@ class Edge:
         """Make what gRPC calls for the method of that name."""
 
         def answer(data: bytes, context: grpc.ServicerContext) -> bytes:
-            with self._in_flight.counted():
+            with self._in_flight.counted(), about_request(current_request() or key_of(context)):
                 return self._answer(name, method, data, context)
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
     def _answer(self, name: str, method: Method, data: bytes, context: grpc.ServicerContext) -> bytes:
-        started_s = time.perf_counter()
-        call = Call(context=context)
+        call = Call(context=context, key=current_request())
         code = grpc.StatusCode.INTERNAL
+        failure = "the server failed on this request"
         self._metrics.received_bytes.labels(name).inc(len(data))
         try:
             reply = method(data, call)
-            code = grpc.StatusCode.OK
+            code, failure = grpc.StatusCode.OK, ""
         except MixerError as error:
-            code = STATUS_OF[type(error)]
+            code, failure = STATUS_OF[type(error)], str(error)
             self._metrics.problems.note(name, code.name, str(error))
             _abort(context, error)
         except Exception:
@@ -87,7 +98,9 @@ class Edge:
             _abort(context, MixerBroken("the server failed on this request; its log has the reason"))
         finally:
             self._metrics.requests.labels(call.model, call.version, name, code.name).inc()
-            self._metrics.request_duration.labels(name).observe(time.perf_counter() - started_s)
+            self._metrics.request_duration.labels(name).observe(time.perf_counter() - call.began_s)
+            if call.span is not None:
+                call.span.end(failure)
         self._metrics.sent_bytes.labels(name).inc(len(reply))
         return reply
 
@@ -125,6 +138,25 @@ def caller_of(context: grpc.ServicerContext) -> Caller:
     names = [str(value) for key, value in context.invocation_metadata() if key == CLIENT_KEY]
     client = names[0] if names else peer.rpartition(":")[0]
     return Caller(client=client[:_MAX_CLIENT], peer=peer)
+
+
+def key_of(context: grpc.ServicerContext) -> str:
+    """Say what a call is called in logs and traces: as its client says in its metadata, else a new name."""
+    return tidy_key(_metadata(context, KEY_METADATA)) or REQUEST_KEYS.next()
+
+
+def parent_of(context: grpc.ServicerContext) -> str:
+    """Say which span of its client a call belongs to, as W3C Trace Context does; empty where it says none."""
+    return _metadata(context, TRACE_METADATA)
+
+
+def _metadata(context: grpc.ServicerContext, wanted: str) -> str:
+    return next((str(value) for name, value in context.invocation_metadata() if name == wanted), "")
+
+
+def host_of(context: grpc.ServicerContext) -> str:
+    """Say from where a call comes: the address without its port, or `unix`."""
+    return context.peer().rpartition(":")[0]
 
 
 def refuse(metrics: MixerMetrics, method: str, context: grpc.ServicerContext, error: MixerError) -> NoReturn:

@@ -15,8 +15,9 @@ from mixer_server.front.edge import Edge
 from mixer_server.front.in_flight import InFlight
 from mixer_server.front.intake import Intake
 from mixer_server.front.patience import Patience
-from mixer_server.front.readiness import DATASET_SERVICE, INFERENCE_SERVICE, SERVICE, Readiness
+from mixer_server.front.readiness import DATASET_SERVICE, INFERENCE_SERVICE, ONLINE_SERVICE, SERVICE, Readiness
 from mixer_server.front.request_config import RequestConfig
+from mixer_server.front.roles import ROLES, count_denials
 from mixer_server.front.servicer import MixerServicer
 from mixer_server.front.stream_batch import StreamServices
 from mixer_server.front.streaming import Streaming
@@ -24,13 +25,21 @@ from mixer_server.front.telling import Teller
 from mixer_server.hosting.registry import Registry
 from mixer_server.metrics import MixerMetrics
 from mixer_server.oip.servicer import NUM_METHODS, InferenceServicer
+from mixer_server.online.servicer import NUM_METHODS as NUM_ONLINE_METHODS
+from mixer_server.online.servicer import OnlineServicer
+from mixer_server.online.sessions import Sessions
 from mixer_server.scheduling.batcher import Batcher
 from mixer_server.scheduling.budget import MemoryBudget
 from services.grpc_server import make_server
+from services.security.security import Security
 
-_METHODS = 7 + NUM_METHODS  # Mix, Get- and ListMixers, ListDatasets; Check, Watch; reflection; those of inference
+# Mix, Get- and ListMixers, ListDatasets; Check, Watch; reflection; those of inference and of co-training
+_METHODS = 7 + NUM_METHODS + NUM_ONLINE_METHODS
 _SPARE_THREADS = 8  # that refuse calls while those admitted hold all others
-_REFLECTED = (SERVICE, INFERENCE_SERVICE, DATASET_SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+_REFLECTED = (
+    *(SERVICE, INFERENCE_SERVICE, DATASET_SERVICE, ONLINE_SERVICE),
+    *("grpc.health.v1.Health", reflection.SERVICE_NAME),
+)
 
 
 class Front:
@@ -47,6 +56,7 @@ class Front:
         budget: MemoryBudget,
         metrics: MixerMetrics,
         datasets: Datasets,
+        sessions: Sessions,
     ) -> None:
         self._config = config
         self._metrics = metrics
@@ -82,32 +92,40 @@ class Front:
                 dataset_metrics=datasets.metrics,
             ),
         )
+        self._online = OnlineServicer(sessions, config, patience=self._patience, metrics=metrics)
         self._max_subscriptions = datasets.config.max_subscriptions
         self._teller = Teller(self._patience)
         self._opened = ExitStack()
         self._grace_s = 0.0
         metrics.requests_in_flight.set_function(lambda: self._in_flight.count)
 
-    def open(self, *, shares_port: bool = False) -> grpc.Server:
-        """Make the server, which listens nowhere yet; `shares_port` as in `make_server`."""
+    def open(self, security: Security, *, shares_port: bool = False) -> grpc.Server:
+        """Make the server, which listens nowhere yet.
+
+        Args:
+            security: looks at all calls first.
+            shares_port: as in `make_server`.
+        """
         # MixStream and Subscribe count their calls themselves; all others are counted by the admission.
-        num_streams = self._config.max_streams + self._max_subscriptions
+        num_streams = self._config.max_streams + self._max_subscriptions + self._online.num_streams
         num_threads = _METHODS * self._config.max_in_flight + num_streams + _SPARE_THREADS
         executor = ThreadPoolExecutor(num_threads, "grpc")
         server = make_server(
             executor,
             max_message_mib=self._config.max_message_mib,
-            interceptors=[self._admission],
+            interceptors=[*security.interceptors(ROLES, count_denials(self._metrics)), self._admission],
             shares_port=shares_port,
+            limits=security.config,
         )
         edge = Edge(self._metrics, self._in_flight)
         self._servicer.attach(server, edge, self._streaming.handler())
         self._inference.attach(server, edge)
         self._datasets.attach(server, edge, self._subscriptions)
+        self._online.attach(server, edge)
         self._readiness.attach(server, self._teller)
         reflection.enable_server_reflection(_REFLECTED, server)
         self._patience.start()
-        streams = (self._streaming.close, self._subscriptions.close)
+        streams = (self._streaming.close, self._subscriptions.close, self._online.close)
         owned = (self._patience.close, *streams, self._teller.close, executor.shutdown)
         for close in (*owned, lambda: self._stop(server)):
             self._opened.callback(close)

@@ -1,6 +1,7 @@
 """From a request to a job in the queue, and from the job to its reply: what unary calls and streams have in common."""
 
 import math
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import partial
 from mixer_server.engine.passes import Passes
 from mixer_server.front.readiness import Readiness
 from mixer_server.front.request_config import RequestConfig
+from mixer_server.front.request_trace import note_passage, note_stage
 from mixer_server.front.shared_memory import SharedMemory
 from mixer_server.hosting.registry import Registry
 from mixer_server.metrics import MixerMetrics
@@ -19,7 +21,9 @@ from samix.framing import Framed, as_bytes
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer
 from samix.pieces import Scattered
+from samix.tracing import Span
 from samix.wire import MixCall, MixReply, PixelsOf, Shape, decode_request
+from services.log_context import about_request
 
 _PARSED_BYTES = 8  # of memory for each byte of a message: numbers of one byte become four, and lists grow by doubling
 _EARLY_S = 0.05  # gRPC's clock and ours need not agree to the millisecond on when a deadline has passed
@@ -85,6 +89,8 @@ class Intake:
         *,
         patience_s: float,
         note_mixer: Callable[[FrozenMixer], None],
+        request: str,
+        span: Span | None = None,
     ) -> Job:
         """Check a request, decode its pictures, and make a job of it.
 
@@ -93,24 +99,32 @@ class Intake:
             caller: whose it is.
             patience_s: how long its caller waits for the answer, in seconds.
             note_mixer: told which hosted mixer it is about, as soon as that is known.
+            request: its key, for logs.
+            span: gets its stages; None where nothing is traced.
 
         Raises:
             BadBatch: if something is wrong with it.
             MixerNotFound, MixerUnavailable: if its mixer is not here, or takes no work.
         """
         deadline_s = self._batcher.clock() + min(patience_s, self._config.max_wait_s)
-        with self._metrics.time_stage("decode"):
+        began_s = time.perf_counter()
+        with self._metrics.time_stage("decode"), about_request(request):
             mixer = self._registry.find(framed.message.mixer, framed.message.version)
             note_mixer(mixer)
             self._readiness.check(mixer.name, mixer.version)
             call = decode_request(framed, partial(self.check_shape, mixer), self._pixels_of(caller))
             call = self._passes.prepare(mixer, call)
-        return self._job(mixer, call, caller.client, deadline_s)
+        note_stage(span, "decode", began_s)
+        job = self._job(mixer, call, caller.client, deadline_s)
+        job.request, job.span = request, span
+        return job
 
-    def make_own_job(self, mixer: FrozenMixer, call: MixCall, client: str) -> Job:
+    def make_own_job(self, mixer: FrozenMixer, call: MixCall, client: str, request: str) -> Job:
         """Make a job of a batch that was not sent here but made here, and whose shape `check_shape` has seen."""
         deadline_s = self._batcher.clock() + self._config.max_wait_s
-        return self._job(mixer, self._passes.prepare(mixer, call), client, deadline_s)
+        job = self._job(mixer, self._passes.prepare(mixer, call), client, deadline_s)
+        job.request = request
+        return job
 
     def submit(self, job: Job) -> None:
         """Queue a job.
@@ -139,6 +153,8 @@ class Intake:
             if self._batcher.clock() >= job.deadline_s - _EARLY_S:
                 raise MixerTimeout("the caller's deadline passed before the answer came") from error
             raise MixerCancelled("the caller gave up") from error
+        finally:
+            note_passage(job, self._batcher.clock())
 
     def _pixels_of(self, caller: Caller) -> PixelsOf | None:
         memory = self._shared_memory

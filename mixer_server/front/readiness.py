@@ -14,8 +14,9 @@ from samix.errors import MixerUnavailable
 SERVICE = "samix.mixer.v1.MixerService"
 INFERENCE_SERVICE = "inference.GRPCInferenceService"
 DATASET_SERVICE = "samix.mixer.v1.DatasetService"
+ONLINE_SERVICE = "samix.mixer.v1.OnlineService"
 
-_SERVICES = (SERVICE, INFERENCE_SERVICE, DATASET_SERVICE)
+_SERVICES = (SERVICE, INFERENCE_SERVICE, DATASET_SERVICE, ONLINE_SERVICE)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN

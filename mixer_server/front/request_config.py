@@ -27,6 +27,9 @@ class RequestConfig:
     to come again."""
     max_streams: int = 256
     """Most streams at once; each holds two threads. Further ones are refused with a hint when to come again."""
+    max_streams_per_client: int = 128
+    """Most of them from one address, so that none has them all; unix sockets count for themselves. A trainer holds one
+    for each of its ranks, and for moments two."""
     stream_credits: int = 8
     """Most batches that one stream has sent and not got answered."""
     max_stream_batches: int = 256
@@ -36,7 +39,7 @@ class RequestConfig:
 
     def __post_init__(self) -> None:
         counts = ("max_images", "max_message_mib", "max_in_flight", "max_streams", "stream_credits")
-        for name in (*counts, "max_stream_batches"):
+        for name in (*counts, "max_streams_per_client", "max_stream_batches"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"requests.{name.replace('_', '-')} must be positive, got {getattr(self, name)}")
         if self.max_message_mib > _GRPC_MAX_MIB:

@@ -1,14 +1,16 @@
 """The unary methods of samix.mixer.v1.MixerService: reads requests, waits for the engine, fills replies."""
 
 import math
+import time
 
 import grpc
 
 from mixer_server.front.description import describe
-from mixer_server.front.edge import Call, Edge, caller_of, parse, until_sent
+from mixer_server.front.edge import Call, Edge, caller_of, parent_of, parse, until_sent
 from mixer_server.front.intake import Intake
 from mixer_server.front.readiness import SERVICE, Readiness
 from mixer_server.front.request_config import RequestConfig
+from mixer_server.front.request_trace import note_stage, start_span
 from mixer_server.hosting.registry import Registry
 from mixer_server.metrics import MixerMetrics
 from mixer_server.scheduling.budget import MemoryBudget
@@ -16,6 +18,7 @@ from mixer_server.scheduling.job import Job
 from samix.errors import MixerCancelled
 from samix.framing import Framed, join
 from samix.mixer.v1 import mixer_pb2 as pb
+from samix.request_keys import tidy_key
 from samix.wire import encode_response
 
 
@@ -52,10 +55,13 @@ class MixerServicer:
         footprint = self._intake.footprint_bytes(framed.message, len(framed.bulk))
         room = self._budget.reserve(footprint - len(framed.bulk))  # the message itself is counted as it comes
         with until_sent(room, call.context):
-            reply = self._intake.wait(queue(self._intake, framed, call))
+            reply = self._intake.wait(queue(self._intake, framed, call, "Mix"))
+            encoding_s = time.perf_counter()
             with self._metrics.time_stage("encode"):
                 answer = encode_response(reply)
-                return join(answer.message, answer.bulk)
+                data = join(answer.message, answer.bulk)
+            note_stage(call.span, "encode", encoding_s)
+            return data
 
     def list_mixers(self, data: bytes, call: Call) -> bytes:  # noqa: ARG002 - every method has this signature
         """List the hosted mixers."""
@@ -71,13 +77,23 @@ class MixerServicer:
         return pb.GetMixerResponse(mixer=describe(mixer, max_images=self._config.max_images)).SerializeToString()
 
 
-def queue(intake: Intake, framed: Framed[pb.MixRequest], call: Call) -> Job:
-    """Check a request of a unary call, and queue it; it is given up when the call ends.
+def queue(intake: Intake, framed: Framed[pb.MixRequest], call: Call, method: str) -> Job:
+    """Check a request of a unary call of this method, and queue it; it is given up when the call ends.
 
     Raises:
         MixerError: if it is refused.
     """
-    job = intake.make_job(framed, caller_of(call.context), patience_s=_patience_s(call), note_mixer=call.is_about)
+    call.key = tidy_key(framed.message.key) or call.key
+    parent = framed.message.traceparent or parent_of(call.context)
+    call.span = start_span(method, call.key, parent, call.began_s)
+    job = intake.make_job(
+        framed,
+        caller_of(call.context),
+        patience_s=_patience_s(call),
+        note_mixer=call.is_about,
+        request=call.key,
+        span=call.span,
+    )
     if not call.context.add_callback(job.give_up):
         raise MixerCancelled("the call ended before its work began")
     intake.submit(job)

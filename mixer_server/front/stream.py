@@ -5,6 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 
 import grpc
 
@@ -66,7 +67,7 @@ class Stream:
         except MixerError as error:
             self._failure = error.with_traceback(None)  # its frames hold this stream, and all that waits on it
         except Exception:
-            log.exception("stream_failed", extra={"client": self._caller.client})
+            log.exception("stream_failed", extra=self._about())
             self._failure = MixerBroken("the server failed on this stream; its log has the reason")
         finally:
             self._finish()
@@ -211,7 +212,11 @@ class Stream:
         outcome = batch.wait()
         if batch.sequence == 1:
             self._services.metrics.stream_first_batch.observe(time.perf_counter() - self._opened_s)
-        for data in _messages(batch.sequence, outcome):
+        encoding_s = time.perf_counter()
+        messages = _messages(batch.sequence, outcome)
+        first = next(messages)
+        batch.note_stage("encode", encoding_s)
+        for data in chain((first,), messages):
             yield from self._send(data)
         batch.close()
 
@@ -233,8 +238,13 @@ class Stream:
         self._await_batch()
 
     def _cut_off(self) -> None:
-        log.warning("stream_too_slow", extra={"client": self._caller.client, "limit_s": self._config.max_upload_s})
+        log.warning("stream_too_slow", extra={**self._about(), "limit_s": self._config.max_upload_s})
         self._context.cancel()
+
+    def _about(self) -> dict[str, str]:
+        """Say whose stream it is, and which batch is on its way up or down."""
+        batch = self._incoming or self._writing
+        return {"client": self._caller.client} | ({"request": batch.key} if batch else {})
 
 
 def _messages(sequence: int, outcome: MixReply | MixerError) -> Iterator[bytes]:

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mixer_server.front.edge import REQUEST_KEYS
 from mixer_server.front.in_flight import InFlight
 from mixer_server.front.intake import Caller, Intake
+from mixer_server.front.request_trace import note_stage, start_span
 from mixer_server.metrics import UNKNOWN, MixerMetrics
 from mixer_server.scheduling.budget import MemoryBudget, Reservation
 from mixer_server.scheduling.job import Job
@@ -15,6 +17,7 @@ from samix.errors import BadBatch, MixerBroken, MixerCancelled, MixerError
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer
 from samix.pieces import Pieces, Scattered
+from samix.request_keys import tidy_key
 from samix.status import STATUS_OF
 from samix.wire import MixReply
 
@@ -48,12 +51,16 @@ class StreamBatch:
         self._caller = caller
         self._services = services
         self._began_s = time.perf_counter()
+        self.key = tidy_key(message.request.key) or REQUEST_KEYS.next()
+        """What logs and traces call it."""
+        self._span = start_span("MixStream", self.key, message.request.traceparent, self._began_s)
         self._model = (UNKNOWN, UNKNOWN)
         self._pieces = Pieces()
         self._filled = 0
         self._reservation: Reservation | None = None
         self._error: MixerError | None = None
         self._job: Job | None = None
+        self._failure = "it was not answered"  # unless it is
         self._closing = threading.Lock()  # taken once and kept
 
     @classmethod
@@ -115,6 +122,7 @@ class StreamBatch:
             on_settled: called when its job is done, on whatever thread.
         """
         pieces, self._pieces = self._pieces, Pieces()
+        self.note_stage("receive", self._began_s)
         if self._error is not None:
             return
         try:
@@ -123,18 +131,21 @@ class StreamBatch:
                 self._caller,
                 patience_s=max(self._timeout_s - (time.perf_counter() - self._began_s), 0.0),
                 note_mixer=self._note_mixer,
+                request=self.key,
+                span=self._span,
             )
             self._job.answer.add_done_callback(lambda _answer: on_settled())
             self._services.intake.submit(self._job)
         except MixerError as error:
             self._error = _without_frames(error)
         except Exception:
-            log.exception("batch_failed", extra={"client": self._caller.client, "batch": self.sequence})
+            log.exception("batch_failed", extra={"client": self._caller.client, "request": self.key})
             self._error = MixerBroken("the server failed on this batch; its log has the reason")
 
     def wait(self) -> MixReply | MixerError:
         """Wait for the outcome, at most until the deadline, and count it."""
         outcome = self._outcome()
+        self._failure = str(outcome) if isinstance(outcome, MixerError) else ""
         code = STATUS_OF[type(outcome)].name if isinstance(outcome, MixerError) else "OK"
         metrics = self._services.metrics
         metrics.requests.labels(*self._model, "MixStream", code).inc()
@@ -142,6 +153,10 @@ class StreamBatch:
             metrics.problems.note("MixStream", code, str(outcome))
         metrics.request_duration.labels("MixStream").observe(time.perf_counter() - self._began_s)
         return outcome
+
+    def note_stage(self, name: str, started_s: float) -> None:
+        """Trace a stage that ends now, where somebody traces; `started_s` on the clock of `time.perf_counter`."""
+        note_stage(self._span, name, started_s)
 
     def give_up(self) -> None:
         """Drop the work: nobody waits for it."""
@@ -155,6 +170,8 @@ class StreamBatch:
         if not self._closing.acquire(blocking=False):  # by whom: reader, writer and the end of the call all close it
             return
         self._job = None  # its pixels must be gone when their memory counts as free
+        if self._span is not None:
+            self._span.end(self._failure)
         if self._reservation is not None:
             self._reservation.release()
         self._services.in_flight.leave()

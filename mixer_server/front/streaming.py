@@ -6,12 +6,13 @@ and costs the others nothing.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from mixer_server.front.edge import caller_of, refuse
+from mixer_server.front.edge import caller_of, host_of, refuse
 from mixer_server.front.patience import Patience
 from mixer_server.front.request_config import RequestConfig
 from mixer_server.front.stream import METHOD, Stream
@@ -35,6 +36,7 @@ class Streaming:
         self._patience = patience
         self._lock = threading.Lock()
         self._streams: set[Stream] = set()
+        self._hosts: Counter[str] = Counter()  # of the streams over TCP
         self._is_draining = False
         # The other half is for batches: streams that leave them no room would be of no use.
         self._max_streams = min(config.max_streams, services.budget.max_bytes // 2 // STREAM_BYTES)
@@ -65,7 +67,8 @@ class Streaming:
             services=self._services,
             patience=self._patience,
         )
-        room = self._enter(stream, context)
+        host = host_of(context)
+        room = self._enter(stream, host, context)
         try:
             if context.add_callback(stream.abandon):
                 self._readers.submit(stream.read, messages)
@@ -75,20 +78,32 @@ class Streaming:
             room.release()
             with self._lock:
                 self._streams.discard(stream)
+                self._hosts[host] -= 1
+                self._hosts += Counter()  # forgets whose count is 0
 
-    def _enter(self, stream: Stream, context: grpc.ServicerContext) -> Reservation:
+    def _enter(self, stream: Stream, host: str, context: grpc.ServicerContext) -> Reservation:
         try:
             room = self._services.budget.reserve(STREAM_BYTES)
         except MixerOverloaded as error:
             refuse(self._services.metrics, METHOD, context, error)
         with self._lock:
-            is_free = len(self._streams) < self._max_streams
-            if is_free:
+            obstacle = self._obstacle(host)
+            if obstacle is None:
                 self._streams.add(stream)
-        if not is_free:
+                self._hosts[host] += 1
+        if obstacle is not None:
             room.release()
-            sentence = f"{self._max_streams} streams are open, no more are taken"
+            sentence = f"{obstacle}, no more are taken"
             refuse(self._services.metrics, METHOD, context, MixerOverloaded(sentence, _RETRY_AFTER_S))
         if self._is_draining:
             stream.ask_to_end()
         return room
+
+    def _obstacle(self, host: str) -> str | None:
+        """Say what is full; None where there is room for a stream from this host."""
+        if len(self._streams) >= self._max_streams:
+            return f"{self._max_streams} streams are open"
+        most = self._config.max_streams_per_client
+        if self._hosts[host] >= most and not host.startswith("unix"):
+            return f"{most} streams of {host} are open"
+        return None

@@ -7,6 +7,7 @@ import grpc
 from mixer_server.front.edge import Call, Edge, parse, until_sent
 from mixer_server.front.intake import Intake
 from mixer_server.front.readiness import INFERENCE_SERVICE, Readiness
+from mixer_server.front.request_trace import note_stage
 from mixer_server.front.servicer import queue
 from mixer_server.hosting.registry import Registry
 from mixer_server.metrics import MixerMetrics
@@ -137,12 +138,14 @@ class InferenceServicer:
             framed = inference.framed
             footprint = self._intake.footprint_bytes(framed.message, len(framed.bulk))
             room.resize(room.num_bytes + footprint - len(framed.bulk))  # the message itself is counted as it comes
-            job = queue(self._intake, framed, call)
+            framed.message.key = request.id
+            job = queue(self._intake, framed, call, "ModelInfer")
             queued_s = time.perf_counter()
             reply = self._intake.wait(job)
             answered_s = time.perf_counter()
             with self._metrics.time_stage("encode"):
                 answer = encode_answer(inference, reply)
+        note_stage(call.span, "encode", answered_s)
         ended_s = time.perf_counter()
         waited_s = job.started_s - job.arrived_s
         times = Times(

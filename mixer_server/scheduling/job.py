@@ -7,6 +7,7 @@ from typing import NamedTuple
 from samix.errors import MixerError
 from samix.mixer.v1 import mixer_pb2 as pb
 from samix.mixing.frozen import FrozenMixer
+from samix.tracing import Span
 from samix.wire import MixCall, MixReply
 
 
@@ -42,6 +43,12 @@ class Job:
     """When the batcher accepted it, on the batcher's clock."""
     started_s: float = 0.0
     """When its pass began, likewise; set by the engine."""
+    ended_s: float = 0.0
+    """When its pass ended, likewise."""
+    request: str = ""
+    """Its key, for logs."""
+    span: Span | None = None
+    """Where somebody traces it."""
     number: int = -1
     """Its place in the order of arrival, given by the batcher."""
     answer: Future[MixReply] = field(default_factory=Future)

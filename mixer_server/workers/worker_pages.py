@@ -13,6 +13,7 @@ from mixer_server.status.markup import Markup, section, table
 from mixer_server.status.page import live_page, status_page
 from mixer_server.status.routes import PICTURE_TYPE, PICTURES, PictureRoutes, icon_page, picture_page
 from mixer_server.status.snapshot import Status, decode_status, encode_status, merge
+from mixer_server.workers.page_secret import Headers
 from mixer_server.workers.worker_metrics import WorkerMetrics
 from mixer_server.workers.worker_process import Worker
 from services.http import Page, Routes
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 FETCH_S = 2.0
 """Longest that a worker may take for a page of its own."""
 
+_NO_HEADERS: Headers = {}
 _THREADS_PER_WORKER = 4
 _NO_WORKER = "no worker answers now; ask again"
 _READY = "ready"
@@ -32,9 +34,16 @@ _SENT_AS_IT_IS = string.punctuation  # above all %; http.client refuses other th
 class WorkerPages:
     """Asks all workers at once, each for a bounded time. Close it after the server of its pages."""
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
+    def __init__(self, workers: Sequence[Worker], headers: Headers = _NO_HEADERS) -> None:
+        """Ask workers.
+
+        Args:
+            workers: whom.
+            headers: of every question, by which they know their parent.
+        """
         self.metrics = WorkerMetrics(len(workers), self._fetch_metrics)
         self._workers = workers
+        self._headers = headers
         self._executor = ThreadPoolExecutor(_THREADS_PER_WORKER * len(workers), "worker-pages")
         self._is_draining = False
 
@@ -104,7 +113,7 @@ class WorkerPages:
         index, _, number = key.partition("-")
         for worker in self._workers:
             if str(worker.index) == index and worker.report is not None and number.isdecimal():
-                page = _fetch_page(worker.report.addresses["http"], f"{PICTURES}{number}.jpg")
+                page = _fetch_page(worker.report.addresses["http"], f"{PICTURES}{number}.jpg", self._headers)
                 return page if page is not None else picture_page(None)
         return picture_page(None)
 
@@ -113,7 +122,7 @@ class WorkerPages:
 
     def _fetch(self, path: str) -> dict[int, Page]:
         futures = {
-            worker.index: self._executor.submit(_fetch_page, report.addresses["http"], path)
+            worker.index: self._executor.submit(_fetch_page, report.addresses["http"], path, self._headers)
             for worker in self._workers
             if (report := worker.report) is not None
         }
@@ -124,10 +133,10 @@ class WorkerPages:
         return {index: page for index, page in pages.items() if page is not None}
 
 
-def _fetch_page(address: str, path: str) -> Page | None:
+def _fetch_page(address: str, path: str, headers: Headers) -> Page | None:
     connection = http.client.HTTPConnection(address, timeout=FETCH_S)
     try:
-        connection.request("GET", path)
+        connection.request("GET", path, headers=dict(headers))
         response = connection.getresponse()
         content_type = response.getheader("Content-Type") or "text/plain"
         data = response.read()

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import torch
 
 from mixer_server.config import ServerConfig
+from mixer_server.workers.page_secret import make_secret, secret_headers, secret_variables
 from mixer_server.workers.worker_link import Report
 from mixer_server.workers.worker_pages import WorkerPages
 from mixer_server.workers.worker_process import Worker, describe_status
@@ -20,6 +21,7 @@ from services.cli import ProgramFailed
 from services.environment import Environment
 from services.http import serve_pages
 from services.metrics import serve_metrics
+from services.security.security import open_security
 from services.signals import StopRequest
 
 _POLL_S = 0.1
@@ -46,6 +48,7 @@ class Workers:
         self._config = config
         self._args = args
         self._workers: list[Worker] = []
+        self._secret = make_secret()
         self._opened = ExitStack()
 
     def start(self, stop: StopRequest) -> bool:
@@ -86,14 +89,15 @@ class Workers:
 
     def _open(self) -> None:
         config = self._config
+        door = open_security(config.security).door()
         reserved = self._opened.enter_context(reserve_port(config.host, config.grpc_port))
         port = reserved.getsockname()[1]
         self._workers = [self._make_worker(index, port) for index in range(config.workers)]
-        self._pages = WorkerPages(self._workers)
+        self._pages = WorkerPages(self._workers, secret_headers(self._secret))
         self._opened.callback(self._pages.close)
-        http = serve_pages(self._pages.routes(), config.host, config.http_port)
+        http = serve_pages(self._pages.routes(), config.host, config.http_port, door=door)
         self._opened.callback(http.close)
-        metrics = serve_metrics(self._pages.metrics.registry, config.host, config.metrics_port)
+        metrics = serve_metrics(self._pages.metrics.registry, config.host, config.metrics_port, door=door)
         self._opened.callback(metrics.close)
         ports = {"grpc": port, "http": http.port, "metrics": metrics.port}
         self.addresses = {name: format_address(config.host, port) for name, port in ports.items()}
@@ -102,9 +106,12 @@ class Workers:
         return Worker(
             index,
             args=["-m", "mixer_server.workers.worker", str(index), str(port), *self._args],
-            environment=gpu_variables(index, self._num_gpus(), os.environ),
+            environment=gpu_variables(index, self._num_gpus(), os.environ) | self._secret_variables(),
             on_restart=lambda: self._pages.metrics.restarts.labels(index).inc(),
         )
+
+    def _secret_variables(self) -> dict[str, str]:
+        return {} if self._config.security.is_open else secret_variables(self._secret)
 
     def _num_gpus(self) -> int:
         return 0 if self._config.device == "cpu" else torch.cuda.device_count()

@@ -8,14 +8,13 @@ import os
 import socket
 import threading
 
-import grpc
-
 from samix.client.attempts import Attempt
 from samix.client.config import ClientConfig
 from samix.client.sharing import Sharing
 from samix.client.streams import Streams
 from samix.client.timers import Timers
 from samix.client.unary import Line, Method, closed_error, start_unary
+from samix.credentials import open_channel, open_tokens
 from samix.errors import BadBatch, InputError
 from samix.framing import Framed
 from samix.targets import is_target
@@ -130,15 +129,20 @@ class Connection:
             if self._is_closed:
                 raise closed_error(self.target)
             if self._line is None:
-                channel = grpc.insecure_channel(self.target, _channel_options(self._config))
-                name = self._config.name or f"{socket.gethostname()}:{os.getpid()}"
-                self._line = Line(channel=channel, target=self.target, metadata=((CLIENT_KEY, name),))
+                self._line = self._open_line()
                 self._process_id = os.getpid()
                 if self._config.shared_memory_mib and (path := _unix_path(self.target)):
                     self._sharing = Sharing(path, self._config.shared_memory_mib << 20)
                 if self._config.streams.max_batches:
                     self._streams = self._make_streams(self._line)
             return self._line, self._streams
+
+    def _open_line(self) -> Line:
+        tokens = open_tokens(self.target, self._config.credentials)
+        tokens.metadata()  # a file that cannot be read is told here, before there is anything to close
+        channel = open_channel(self.target, self._config.credentials, _channel_options(self._config))
+        name = self._config.name or f"{socket.gethostname()}:{os.getpid()}"
+        return Line(channel=channel, target=self.target, named=((CLIENT_KEY, name),), tokens=tokens)
 
     def _make_streams(self, line: Line) -> Streams:
         return Streams(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from samix.credentials import Credentials
 from samix.errors import ConfigError
 
 Reply = Literal["masks", "images"]
@@ -163,6 +164,8 @@ class ClientConfig:
     several replicas are named."""
     streams: StreamPolicy = field(default_factory=StreamPolicy)
     """How mixes share calls."""
+    credentials: Credentials = field(default_factory=Credentials)
+    """What servers are shown, and who is believed; what is empty the environment fills (SAMIX_TLS_CA and others)."""
 
     def __post_init__(self) -> None:
         for name in ("deadline_s", "max_message_bytes", "keepalive_s"):

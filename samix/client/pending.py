@@ -11,6 +11,7 @@ from torch import Tensor
 from samix import wire
 from samix.client.attempts import Answer
 from samix.client.config import Exchange
+from samix.client.mix_name import MixName
 from samix.client.pixels import shrink
 from samix.client.replicas import Replicas, Route
 from samix.client.retrying import RetryingCall
@@ -45,6 +46,7 @@ class PendingMix:
         self,
         *,
         answer: RetryingCall,
+        name: MixName,
         call: wire.MixCall,
         exchange: Exchange,
         images: Tensor,
@@ -52,6 +54,7 @@ class PendingMix:
         plan: MixPlan,
         note_version: Callable[[str], None],
     ) -> None:
+        self._name = name
         self._answer = answer
         self._call = call
         self._exchange = exchange
@@ -70,6 +73,11 @@ class PendingMix:
         return self._answer.num_bytes or self._call.pixels.nbytes
 
     @property
+    def key(self) -> str:
+        """What logs and traces call it, here and on the server."""
+        return self._name.key
+
+    @property
     def times(self) -> MixTimes:
         """What it took; after `result` has returned."""
         assert self._answer.answer_s is not None
@@ -85,6 +93,8 @@ class PendingMix:
         started = time.perf_counter()
         request = self._encode()
         self._encode_s = time.perf_counter() - started
+        if self._name.span is not None:
+            self._name.span.stage("encode", started, started + self._encode_s)
         self._answer.start(Route(replicas, "Mix", request), request.num_bytes)
 
     def fail(self, error: Exception) -> None:
@@ -104,6 +114,8 @@ class PendingMix:
         started = time.perf_counter()
         mixed = self._mix(self._read(answer), device)
         self._blend_s = time.perf_counter() - started
+        if self._name.span is not None:
+            self._name.span.stage("blend", started, started + self._blend_s)
         return mixed
 
     def reply(self) -> wire.MixReply:
@@ -123,7 +135,9 @@ class PendingMix:
         if exchange.encoder_size is not None:
             assert isinstance(call.pixels, np.ndarray)
             call = replace(call, pixels=shrink(torch.from_numpy(call.pixels), exchange.encoder_size).numpy())
-        return wire.encode_request(call, exchange.jpeg_quality if exchange.encoding == "jpeg" else None)
+        framed = wire.encode_request(call, exchange.jpeg_quality if exchange.encoding == "jpeg" else None)
+        self._name.write(framed.message)
+        return framed
 
     def _read(self, answer: Answer) -> wire.MixReply:
         reply = wire.decode_response(answer, self._call)

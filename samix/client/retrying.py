@@ -18,13 +18,23 @@ from samix.client.attempts import Answer, Attempt, Outcome
 from samix.client.config import ClientConfig
 from samix.client.hedging import Hedging
 from samix.client.timers import Timers
-from samix.errors import BadBatch, MixerCancelled, MixerError, MixerOverloaded, MixerTimeout, MixerUnavailable
+from samix.errors import (
+    BadBatch,
+    MixerCancelled,
+    MixerError,
+    MixerOverloaded,
+    MixerTimeout,
+    MixerUnavailable,
+    NotTrusted,
+)
+from samix.tracing import Span
 
 RetryReason = Literal["unavailable", "overloaded", "timeout"]
 
 # A server that is stopped at once cancels what it was answering. Where we closed the connection ourselves, the next
 # attempt fails at once.
 _WORTH_ANOTHER = (MixerUnavailable, MixerTimeout, MixerCancelled)
+_TRUST_ATTEMPTS = 4  # another replica may be better, but waiting makes none so
 _GRACE_S = 1.0  # gRPC reports a passed deadline itself, a little later
 _jitter = random.SystemRandom()  # leaves the seeded generators alone, and differs between forks
 
@@ -80,7 +90,9 @@ class RetryingCall:
         observer: ClientObserver,
         timers: Timers,
         hedging: Hedging | None = None,
+        span: Span | None = None,
     ) -> None:
+        self._span = span
         self._target = target
         self._policy = config.retry
         self._observer = observer
@@ -169,6 +181,8 @@ class RetryingCall:
             self._under_way.append(attempt)
         self._hedging.spend()
         self._observer.hedged()
+        if self._span is not None:
+            self._span.event("hedge")
         self._listen(attempt)
 
     def _on_attempt_done(self, attempt: Attempt) -> None:
@@ -203,6 +217,8 @@ class RetryingCall:
             self._settle(error)
             return
         self._observer.retried(_reason(error))
+        if self._span is not None:
+            self._span.event("retry", reason=str(error), pause_s=pause_s)
         try:
             self._timers.after(pause_s, self._start_again)
         except MixerCancelled as closed:
@@ -214,11 +230,13 @@ class RetryingCall:
         self._backoff_s = min(self._backoff_s * self._policy.factor, self._policy.max_backoff_s)
         if isinstance(error, MixerOverloaded):
             pause_s = max(pause_s, error.retry_after_s)
-        elif not isinstance(error, _WORTH_ANOTHER) or self._is_exhausted():
+        elif not isinstance(error, _WORTH_ANOTHER) or self._is_exhausted(error):
             return None
         return pause_s if time.monotonic() + pause_s < self._deadline else None
 
-    def _is_exhausted(self) -> bool:
+    def _is_exhausted(self, error: MixerError) -> bool:
+        if isinstance(error, NotTrusted) and self._num_attempts >= _TRUST_ATTEMPTS:
+            return True
         return self._policy.attempts is not None and self._num_attempts >= self._policy.attempts
 
     def _start_again(self) -> None:
@@ -250,6 +268,8 @@ class RetryingCall:
         with self._lock:
             if self._answer.done():
                 return
+            if self._span is not None:  # first: with the answer a program may be over, and its tracing
+                self._span.end(str(outcome) if isinstance(outcome, Exception) else "")
             if isinstance(outcome, Exception):
                 self._answer.set_exception(outcome)
             else:

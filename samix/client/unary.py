@@ -8,9 +8,11 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from samix.client.attempts import Attempt, Outcome
+from samix.credentials import Metadata, TokenSource
 from samix.errors import MixerBroken, MixerCancelled
 from samix.framing import Framed, join, split
 from samix.mixer.v1 import mixer_pb2 as pb
+from samix.request_keys import KEY_METADATA, TRACE_METADATA
 from samix.status import from_rpc_error
 
 SERVICE = "/samix.mixer.v1.MixerService/"
@@ -59,8 +61,15 @@ class Line:
     """Belongs to whoever made it."""
     target: str
     """Its address, for messages."""
-    metadata: tuple[tuple[str, str], ...]
-    """Sent with every call."""
+    named: Metadata
+    """What every call says of its client."""
+    tokens: TokenSource
+    """What every call shows."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """What is sent with a call that begins now."""
+        return *self.named, *self.tokens.metadata()
 
 
 def closed_error(target: str) -> MixerCancelled:
@@ -75,5 +84,14 @@ def start_unary(line: Line, method: Method, request: Framed, timeout_s: float) -
         ValueError: if the channel is closed.
     """
     method_of = line.channel.unary_unary(SERVICE + method)
-    call = method_of.future(join(request.message, request.bulk), timeout=timeout_s, metadata=line.metadata)
+    metadata = (*line.metadata, *_names_of(request.message))
+    call = method_of.future(join(request.message, request.bulk), timeout=timeout_s, metadata=metadata)
     return UnaryAttempt(call, _REPLIES[method], line.target)
+
+
+def _names_of(request: Message) -> list[tuple[str, str]]:
+    """Say key and span of a mix in the headers too: a server knows them before the message, a proxy never reads it."""
+    if not isinstance(request, pb.MixRequest):
+        return []
+    named = ((KEY_METADATA, request.key), (TRACE_METADATA, request.traceparent))
+    return [(name, value) for name, value in named if value]

@@ -9,6 +9,8 @@ trained with exactly the encoder it is shipped with. `samix.mixing.online_openmi
 """
 
 import copy
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from samix.errors import ConfigError
-from samix.mixing.adjust import adjust_masks
 from samix.mixing.batch import MixedBatch, MixPlan
 from samix.mixing.block import MixingBlock
 from samix.mixing.checksum import mixer_checksum
@@ -26,9 +27,10 @@ from samix.mixing.frozen import FrozenMixer, MaskNet, freeze
 from samix.mixing.losses import mixed_cross_entropy
 from samix.mixing.mixer_losses import eta_balanced_loss, mask_loss
 from samix.mixing.online_config import OnlineConfig, StepPlans
-from samix.mixing.render import blend, keep_plain, mixed_batch, upsample_masks
+from samix.mixing.render import blend, upsample_masks
 from samix.mixing.schedules import ema_momentum, mask_weight
 from samix.mixing.spec import MixerSpec
+from samix.mixing.students import compose_students
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,13 +128,14 @@ class OnlineMixer(nn.Module):
             features: what `features(images)` returned.
             plans: the students' is used.
         """
-        plan = plans.students
-        masks = self._masks(images, features, plan)
-        if plans.adjusts:
-            masks = adjust_masks(masks, self._target_means(plans))
-        return mixed_batch(images, labels, plan, keep_plain(masks, plan.lam, self.spec.rendering.lam_margin))
+        logits = self.mask_logits(features, plans.students)
+        return compose_students(images, labels, plans, logits, self.spec.rendering, mode=self.spec.mode)
 
     @torch.no_grad()
+    def mask_logits(self, features: Tensor, plan: MixPlan) -> Tensor:
+        """Predict logits [B, 1, h, w] of image i's share, with the mixer as it is now and no gradient."""
+        return self.block(features, plan.lam, plan.partner)
+
     def follow(self, student: Classifier, *, step: int, total_steps: int) -> None:
         """Move the momentum copy towards the student: m * copy + (1 - m) * student.
 
@@ -141,16 +144,23 @@ class OnlineMixer(nn.Module):
             step: number of the step, from 0.
             total_steps: steps of the whole run.
         """
-        config = self.config
-        momentum = ema_momentum(
-            step,
-            total_steps,
-            start=config.momentum,
-            end=config.momentum_end,
-            constant_share=config.momentum_constant_share,
-        )
-        copies, targets = self._following(), self._originals(student)
-        get_ema_multi_avg_fn(momentum)(copies, targets, 0)
+        self.catch_up(student.state_dict(), steps=range(step, step + 1), total_steps=total_steps)
+
+    @torch.no_grad()
+    def catch_up(self, weights: Mapping[str, Tensor], *, steps: range, total_steps: int) -> None:
+        """Move the momentum copy towards the student as it is several steps after the last time.
+
+        What the copy keeps is the product of the momenta of those steps, as if it had followed at each of them. Only
+        the students in between are replaced by the last one.
+
+        Args:
+            weights: of the classifier after the last of the steps, by the names of its state.
+            steps: numbers of the steps since the copy followed before.
+            total_steps: steps of the whole run.
+        """
+        momentum = math.prod(self._momentum(step, total_steps) for step in steps)
+        copies = self._followed()
+        get_ema_multi_avg_fn(momentum)([*copies.values()], [weights[name] for name in copies], 0)
 
     @torch.no_grad()
     def freeze(self, name: str, device: str = "cpu") -> FrozenMixer:
@@ -175,16 +185,21 @@ class OnlineMixer(nn.Module):
     def _mask_loss(self, masks: Tensor, lam: Tensor) -> Tensor:
         return mask_loss(masks, lam, self.config.mask_margin, variance=self.config.mask_variance)
 
-    def _target_means(self, plans: StepPlans) -> Tensor:
-        return plans.students.lam
+    def _momentum(self, step: int, total_steps: int) -> float:
+        config = self.config
+        return ema_momentum(
+            step,
+            total_steps,
+            start=config.momentum,
+            end=config.momentum_end,
+            constant_share=config.momentum_constant_share,
+        )
 
-    def _following(self) -> list[Tensor]:
-        return _floating(self.classifier)
-
-    def _originals(self, student: Classifier) -> list[Tensor]:
-        return _floating(student)
+    def _followed(self) -> dict[str, Tensor]:
+        """Name what of the momentum copy follows."""
+        return floating_state(self.classifier)
 
 
-def _floating(module: nn.Module) -> list[Tensor]:
-    """Parameters and batch-norm statistics; counters of batches are left out."""
-    return [value for value in module.state_dict().values() if value.is_floating_point()]
+def floating_state(module: nn.Module) -> dict[str, Tensor]:
+    """Name parameters and batch-norm statistics; counters of batches are left out."""
+    return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}

@@ -12,6 +12,7 @@ reads; an evaluation of the momentum copy's heads does, and may differ there. Th
 docs/samix.md.
 """
 
+import torch
 from torch import Tensor, nn
 
 from samix.errors import ConfigError
@@ -20,7 +21,8 @@ from samix.mixing.classifier import Classifier
 from samix.mixing.losses import mixed_cross_entropy
 from samix.mixing.mixer_losses import MaskLossKind, batch_mask_loss
 from samix.mixing.online import OnlineMixer
-from samix.mixing.online_config import OnlineConfig, StepPlans
+from samix.mixing.online_config import OnlineConfig
+from samix.mixing.plan import derive_seed
 from samix.mixing.spec import MixerSpec
 
 
@@ -42,14 +44,19 @@ class OpenMixupOnlineMixer(OnlineMixer):
     def _mask_loss(self, masks: Tensor, lam: Tensor) -> Tensor:
         return batch_mask_loss(masks, lam, self.config.mask_margin, self._mask_kind)
 
-    def _target_means(self, plans: StepPlans) -> Tensor:
-        return plans.mixers.lam
+    def _followed(self) -> dict[str, Tensor]:
+        return {name: parameter.detach() for name, parameter in self.classifier.named_parameters()}
 
-    def _following(self) -> list[Tensor]:
-        return list(self.classifier.parameters())
 
-    def _originals(self, student: Classifier) -> list[Tensor]:
-        return list(student.parameters())
+def seeded_online_mixer(spec: MixerSpec, config: OnlineConfig, student: Classifier, *, seed: int) -> OnlineMixer:
+    """Start a mixer whose block is drawn from a seed, the same everywhere; the global random state is left as it was.
+
+    Raises:
+        ConfigError: see `build_online_mixer`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "mixing block"))
+        return build_online_mixer(spec, config, student)
 
 
 def build_online_mixer(spec: MixerSpec, config: OnlineConfig, student: Classifier) -> OnlineMixer:

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import get_args
 
+from samix.credential_flags import add_credential_flags, credentials_of
 from samix.errors import ConfigError
 from samix.targets import is_target
 from services.addresses import check_port
@@ -113,7 +114,8 @@ def _given_checks(args: argparse.Namespace, targets: Sequence[str]) -> list[Chec
         (f"shards {pattern}", lambda pattern=pattern: check_shards(pattern)) for pattern in args.data
     ]
     if targets:
-        checks.append(("servers", lambda: check_servers(targets, args.server_http_port)))
+        credentials = credentials_of(args)
+        checks.append(("servers", lambda: check_servers(targets, args.server_http_port, credentials=credentials)))
     return checks
 
 
@@ -145,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--metrics-port", default=8002, type=int, metavar="PORT", help="of samix serve (8002)")
     add("--cache", default=Path("~/.cache/samix/shards"), type=Path, metavar="FOLDER", help="cache of remote shards")
     add("--cache-gb", default=200.0, type=float, metavar="GB", help="most that it may hold (200)")
+    add_credential_flags(parser)
     add("--json", action="store_true", help="print one JSON object instead of lines")
     return parser
 

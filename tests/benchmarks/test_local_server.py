@@ -1,4 +1,4 @@
-"""`make up` and `make down`: a mixer server in the background, in a copy of the project with links to the real one."""
+"""`make serve-local` and `make stop-local`: a mixer server in the background, in a copy of the project."""
 
 import os
 import subprocess
@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serving import WAIT_S
 from training import processes_of
 
 ROOT = Path(__file__).parents[2]
 FREE_PORTS = [part for name in ("grpc", "http", "metrics") for part in (f"--{name}-port", "0")]
+SCRIPT_S = 90.0
+"""The script itself waits a minute for a server that starts."""
 
 pytestmark = pytest.mark.slow
 
@@ -24,7 +25,7 @@ class Project:
         self.pid_file = folder / "runs/up/server.pid"
 
     def run(self, *args: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([self.script, *args], capture_output=True, text=True, timeout=WAIT_S)
+        return subprocess.run([self.script, *args], capture_output=True, text=True, timeout=SCRIPT_S)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_up_twice_and_down(project: Project):
     down = project.run("down")
 
     assert first.stdout.startswith("ready grpc=127.0.0.1:")
-    assert "make down stops it" in first.stdout
+    assert "make stop-local stops it" in first.stdout
     assert f"already runs (process {pid})" in second.stdout
     assert first.stdout.splitlines()[0] in second.stdout
     assert (down.returncode, down.stdout.splitlines()[-1]) == (0, "drained and stopped")

@@ -8,13 +8,13 @@ from learning import labels_of, lively_classifier, random_images
 
 from samix.mixing.block import BlockSpec
 from samix.mixing.online_config import OnlineConfig, draw_step_plans
+from samix.mixing.optimise import OptimiserConfig, RunLength
 from samix.mixing.plan import generator_for
 from samix.mixing.presets import tiny_spec
+from samix.mixing.update import Update
 from trainer.methods.objective import ObjectiveConfig
 from trainer.methods.online import CoTraining
-from trainer.optimise import OptimiserConfig, RunLength
 from trainer.planning import Planned
-from trainer.update import Update
 
 STEPS = 4
 """Of a whole run."""

@@ -29,6 +29,15 @@ def test_text_line_holds_event_and_fields(record):
     )
 
 
+def test_text_line_holds_nothing_that_ends_it(record):
+    """What a terminal or a reader of lines would take for more than a letter is escaped."""
+    record.note = "one\u2028two\u0085three\x1b[2J\x9b4m\n"
+
+    line = TextFormatter().format(record)
+
+    assert line.endswith(r'note="one\u2028two\u0085three\u001b[2J\u009b4m\n"')
+
+
 def test_json_line_holds_event_and_fields(record):
     """A JSON line holds the same as one object."""
     line = json.loads(JsonFormatter().format(record))

@@ -11,6 +11,7 @@ import pytest
 import torch.multiprocessing as mp
 from training import ALONE, join_as, spawn_two_ranks
 
+from samix.errors import ConfigError
 from services.metrics import serve_metrics
 from trainer.discovery import FILE_NAME, announce_pages
 from trainer.metrics import MetricsConfig, TrainerMetrics
@@ -38,6 +39,67 @@ def test_list_goes_when_the_run_fails(tmp_path: Path):
         raise RuntimeError
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_shared_folder_lists_each_run(tmp_path: Path):
+    """Runs that share a folder have a list each in it, which goes with its run; the folder is made."""
+    shared = tmp_path / "targets"
+    config = MetricsConfig(targets_folder=shared)
+    for name in ("r50", "r18"):
+        (tmp_path / name).mkdir()
+
+    with announce_pages(tmp_path / "r50", "r50", config, 8010, ALONE):
+        with announce_pages(tmp_path / "r18", "r18", config, 8011, ALONE):
+            both = {path.name: json.loads(path.read_text()) for path in shared.iterdir()}
+        [left] = shared.iterdir()
+
+    assert both == {
+        "r50.json": [{"targets": ["127.0.0.1:8010"], "labels": {"job": "samix-trainer", "run": "r50"}}],
+        "r18.json": [{"targets": ["127.0.0.1:8011"], "labels": {"job": "samix-trainer", "run": "r18"}}],
+    }
+    assert left.name == "r50.json"
+    assert list(shared.iterdir()) == []
+
+
+def test_resumed_run_replaces_what_it_left(tmp_path: Path):
+    """The list of a run that was killed names the pages of the same run when it goes on."""
+    shared = tmp_path / "targets"
+    shared.mkdir()
+    (shared / "r50.json").write_text('[{"targets": ["10.0.0.9:8010"]}]')
+
+    with announce_pages(tmp_path, "r50", MetricsConfig(targets_folder=shared), 8010, ALONE):
+        [group] = json.loads((shared / "r50.json").read_text())
+
+    assert group["targets"] == ["127.0.0.1:8010"]
+    assert list(shared.iterdir()) == []
+
+
+def test_list_of_another_run_stays(tmp_path: Path):
+    """A run whose list was replaced by another of its name leaves that one alone."""
+    config = MetricsConfig(targets_folder=tmp_path / "targets")
+    (tmp_path / "r50").mkdir()
+
+    with announce_pages(tmp_path, "r50", config, 8010, ALONE):
+        later = announce_pages(tmp_path / "r50", "r50", config, 8011, ALONE)
+        later.__enter__()
+
+    [group] = json.loads((tmp_path / "targets" / "r50.json").read_text())
+    assert group["targets"] == ["127.0.0.1:8011"]
+    later.__exit__(None, None, None)
+
+
+def test_shared_folder_that_is_none(tmp_path: Path):
+    """A shared folder that cannot be written to is refused with the flag to change."""
+    (tmp_path / "targets").write_text("a file")
+    config = MetricsConfig(targets_folder=tmp_path / "targets")
+
+    with (
+        pytest.raises(ConfigError, match=r"choose another --metrics\.targets-folder"),
+        announce_pages(tmp_path, "r50", config, 8010, ALONE),
+    ):
+        pass
+
+    assert not (tmp_path / FILE_NAME).exists()
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from samix.errors import ConfigError
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.classifier import Classifier
+from samix.mixing.optimise import OptimiserConfig, RunLength
+from samix.mixing.update import Update
 from trainer.loop import Precision, Step, Stepping, train_epoch
 from trainer.methods.method import Losses, Method
 from trainer.metrics import TrainerMetrics
-from trainer.optimise import OptimiserConfig, RunLength
-from trainer.update import Update
 
 PLAIN = OptimiserConfig(lr=0.1, min_lr=0.1, momentum=0.0)
 LENGTH = RunLength(steps_per_epoch=4, epochs=1)

@@ -13,6 +13,7 @@ from training import ALONE, OPENMIXUP_FLAGS, events_of, newest_checkpoint, summa
 from samix.mixing.artefact import load_mixer, read_provenance
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.block import BlockSpec
+from samix.mixing.optimise import RunLength
 from trainer.checkpoint import load_checkpoint
 from trainer.cli import main
 from trainer.methods.build import build_method, open_batches
@@ -21,7 +22,6 @@ from trainer.methods.objective import ObjectiveConfig
 from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.model import ModelConfig, build_classifier
-from trainer.optimise import RunLength
 from trainer.planning import Planning
 from trainer.recipes import RECIPES
 

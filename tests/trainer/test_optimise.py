@@ -10,7 +10,7 @@ from torch import nn
 from samix.errors import ConfigError
 from samix.mixing.backbone import BackboneSpec
 from samix.mixing.classifier import Classifier
-from trainer.optimise import OptimiserConfig, RunLength, build_optimiser, cosine_share, rate_at
+from samix.mixing.optimise import OptimiserConfig, RunLength, build_optimiser, cosine_share, rate_at
 
 
 def rates(config: OptimiserConfig, steps_per_epoch: int, epochs: int = 1) -> list[float]:

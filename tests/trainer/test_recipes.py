@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from samix.mixing.frozen import random_mixer
+from samix.mixing.optimise import RunLength
 from services.config import parse_recipe
 from trainer.methods.build import build_method
 from trainer.methods.online import CoTraining
 from trainer.model import build_classifier
-from trainer.optimise import RunLength
 from trainer.pretrain_config import PRETRAIN_RECIPES
 from trainer.recipes import RECIPES
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.optimise import OptimiserConfig, RunLength, cosine_share
-from trainer.update import Update
+from samix.mixing.optimise import OptimiserConfig, RunLength, cosine_share
+from samix.mixing.update import Update
 
 SGD = OptimiserConfig(lr=0.1)
 ADAMW = OptimiserConfig(kind="adamw", lr=0.01, weight_decay=0.0)

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
-from samix.mixing.online_config import OnlineConfig
+from samix.mixing.optimise import RunLength
+from samix.mixing.update import Update
 from trainer.config import TrainConfig
 from trainer.methods.config import CoTrainingConfig, needs_clean_head
+from trainer.methods.followed import ClassifyFollowed
 from trainer.methods.method import Method
 from trainer.methods.mixed import ClassifyMixed
 from trainer.methods.objective import ObjectiveConfig
@@ -17,10 +19,9 @@ from trainer.methods.online import CoTraining
 from trainer.metrics import TrainerMetrics
 from trainer.mixing import open_mixing
 from trainer.model import ModelConfig, build_classifier
-from trainer.optimise import RunLength
 from trainer.planning import Planning
 from trainer.prefetch import BatchMixing
-from trainer.update import Update
+from trainer.sessions.build import build_followed, open_session_mixing
 from trainer.world import World
 
 
@@ -42,6 +43,9 @@ def build_method(config: TrainConfig, length: RunLength, device: torch.device) -
             total_steps=length.total_steps,
         ).to(device)
         parts = method.parts(config.optimiser, config.online.mixer_optimiser)
+    elif config.mixing.policy == "remote-online":
+        method = build_followed(config).to(device)
+        parts = [(config.optimiser, method.classifier)]
     else:
         classifier = build_classifier(config.model, num_classes, seed=config.seed)
         method = ClassifyMixed(classifier, config.objective).to(device)
@@ -99,6 +103,12 @@ def open_batches(
             device=world.device,
         )
         return
+    if config.mixing.policy == "remote-online":
+        assert isinstance(method, ClassifyFollowed)
+        drawing = _drawing(config)
+        with open_session_mixing(config, drawing, method, world, metrics, steps_per_epoch=steps_per_epoch) as session:
+            yield session
+        return
     with open_mixing(
         config.mixing,
         seed=config.seed,
@@ -111,6 +121,6 @@ def open_batches(
         yield mixing
 
 
-def _drawing(config: TrainConfig) -> OnlineConfig:
+def _drawing(config: TrainConfig) -> CoTrainingConfig:
     """Let the alpha that is set for any policy hold for the online one too."""
     return replace(config.online, alpha=config.mixing.alpha or config.online.alpha)

@@ -5,12 +5,12 @@ from typing import Literal
 
 from samix.mixing.block import BlockSpec
 from samix.mixing.online_config import OnlineConfig
+from samix.mixing.optimise import OptimiserConfig
 from samix.mixing.presets import samix_spec
 from samix.mixing.render import Upsampling
 from samix.mixing.spec import MixerSpec
 from trainer.methods.objective import ObjectiveConfig
 from trainer.model import ModelConfig
-from trainer.optimise import OptimiserConfig
 
 
 @dataclass(frozen=True, kw_only=True)

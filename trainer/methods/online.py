@@ -5,20 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from samix.mixing.batch import as_unit_float
 from samix.mixing.classifier import Classifier
 from samix.mixing.online import OnlineMixer
 from samix.mixing.online_config import OnlineConfig
-from samix.mixing.online_openmixup import build_online_mixer
-from samix.mixing.plan import derive_seed
+from samix.mixing.online_openmixup import seeded_online_mixer
+from samix.mixing.optimise import OptimiserConfig
 from samix.mixing.spec import MixerSpec
 from trainer.export import Origin, export_mixer
 from trainer.methods.method import Head, Losses, Method
 from trainer.methods.objective import ObjectiveConfig, classify
-from trainer.optimise import OptimiserConfig
 from trainer.planning import Planned
 from trainer.quality import TRIVIAL_SPREAD
 
@@ -63,9 +61,7 @@ class CoTraining(Method):
         Raises:
             ConfigError: if the settings contradict each other.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive_seed(seed, "mixing block"))
-            online = build_online_mixer(spec, config, classifier)
+        online = seeded_online_mixer(spec, config, classifier, seed=seed)
         return cls(classifier, online, objective, total_steps)
 
     def forward(self, item: Planned) -> Losses:

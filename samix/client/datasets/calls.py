@@ -8,6 +8,7 @@ import grpc
 from samix.client.unary import Line
 from samix.errors import MixerError
 from samix.mixer.v1 import dataset_pb2 as pb
+from samix.request_keys import KEY_METADATA
 from samix.status import from_rpc_error
 
 SERVICE = "/samix.mixer.v1.DatasetService/"
@@ -16,14 +17,16 @@ SERVICE = "/samix.mixer.v1.DatasetService/"
 class SubscribeCall:
     """An open call, with credits for so many batches. `messages` is for one thread, all else for any."""
 
-    def __init__(self, line: Line, subscription: pb.Subscription, num_batches: int) -> None:
+    def __init__(self, line: Line, subscription: pb.Subscription, num_batches: int, key: str) -> None:
         self._line = line
         self._changed = threading.Condition()
         self._first = pb.SubscribeRequest(subscription=subscription, credits=num_batches)
         self._granted = 0
         self._is_over = False
         self._reason: MixerError | None = None
-        self._call = line.channel.stream_stream(f"{SERVICE}Subscribe")(self._requests(), metadata=line.metadata)
+        self._call = line.channel.stream_stream(f"{SERVICE}Subscribe")(
+            self._requests(), metadata=(*line.metadata, (KEY_METADATA, key))
+        )
 
     @property
     def target(self) -> str:

@@ -27,12 +27,14 @@ from samix.client.retrying import ClientObserver, RetryReason
 from samix.client.unary import closed_error
 from samix.errors import MixerBroken, MixerCancelled, MixerError, MixerOverloaded, MixerTimeout, MixerUnavailable
 from samix.mixer.v1 import dataset_pb2 as pb
+from samix.request_keys import RequestKeys
 
 log = logging.getLogger(__name__)
 
 # CANCELLED is what a consumer hears that took nothing for longer than its lease, or whose server is stopped at once.
 _WORTH_ANOTHER = (MixerUnavailable, MixerTimeout, MixerCancelled, MixerOverloaded)
 _JOIN_S = 2.0
+_KEYS = RequestKeys()
 _jitter = random.SystemRandom()  # leaves the seeded generators alone
 
 
@@ -194,7 +196,7 @@ class Feed:
         with self._changed:
             room = self._patience.depth - len(self._ready)
             try:
-                call = SubscribeCall(line, self._share.message(self._token, cursor), room)
+                call = SubscribeCall(line, self._share.message(self._token, cursor), room, _KEYS.next())
             except ValueError as error:  # gRPC's answer when another thread closes the channel right now
                 raise closed_error(line.target) from error
             self._call, self._heard_s = call, time.monotonic()

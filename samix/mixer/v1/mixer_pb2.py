@@ -24,49 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asamix/mixer/v1/mixer.proto\x12\x0esamix.mixer.v1\"O\n\tRendering\x12.\n\nupsampling\x18\x01 \x01(\x0e\x32\x1a.samix.mixer.v1.Upsampling\x12\x12\n\nlam_margin\x18\x02 \x01(\x02\"\xbf\x02\n\nMixRequest\x12\r\n\x05mixer\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x31\n\x0creply_format\x18\x03 \x01(\x0e\x32\x1b.samix.mixer.v1.ReplyFormat\x12\x31\n\x0cpixel_format\x18\x04 \x01(\x0e\x32\x1b.samix.mixer.v1.PixelFormat\x12\r\n\x05shape\x18\x05 \x03(\r\x12\x0b\n\x03lam\x18\x06 \x03(\x02\x12\x0f\n\x07partner\x18\x07 \x03(\r\x12\x14\n\x0cjpeg_lengths\x18\x08 \x03(\r\x12*\n\x08priority\x18\t \x01(\x0e\x32\x18.samix.mixer.v1.Priority\x12,\n\x06shared\x18\n \x01(\x0b\x32\x1c.samix.mixer.v1.SharedPixels\x12\x0e\n\x06pixels\x18\x0f \x01(\x0c\"-\n\x0cSharedPixels\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x94\x01\n\x0bMixResponse\x12\r\n\x05mixer\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12,\n\trendering\x18\x03 \x01(\x0b\x32\x19.samix.mixer.v1.Rendering\x12\x12\n\nmask_shape\x18\x04 \x03(\r\x12\x13\n\x0bmask_logits\x18\x0e \x01(\x0c\x12\x0e\n\x06pixels\x18\x0f \x01(\x0c\"\x99\x01\n\x10MixStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.samix.mixer.v1.MixRequest\x12\x13\n\x0bpixel_bytes\x18\x03 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x0e\n\x06\x63\x61ncel\x18\x05 \x01(\x08\x12\r\n\x05\x63hunk\x18\x0f \x01(\x0c\"\xe1\x01\n\x11MixStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12*\n\x05terms\x18\x02 \x01(\x0b\x32\x1b.samix.mixer.v1.StreamTerms\x12\x11\n\tis_ending\x18\x03 \x01(\x08\x12(\n\x07refusal\x18\x04 \x01(\x0b\x32\x17.samix.mixer.v1.Refusal\x12-\n\x08response\x18\x05 \x01(\x0b\x32\x1b.samix.mixer.v1.MixResponse\x12\x13\n\x0bpixel_bytes\x18\x06 \x01(\x04\x12\r\n\x05\x63hunk\x18\x0f \x01(\x0c\"L\n\x0bStreamTerms\x12\x0f\n\x07\x63redits\x18\x01 \x01(\r\x12\x13\n\x0bmax_batches\x18\x02 \x01(\r\x12\x17\n\x0fmax_chunk_bytes\x18\x03 \x01(\r\"z\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\x12\x38\n\x10\x66ield_violations\x18\x04 \x03(\x0b\x32\x1e.samix.mixer.v1.FieldViolation\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\xba\x02\n\tMixerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x04 \x01(\t\x12\r\n\x05stage\x18\x05 \x01(\r\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12,\n\trendering\x18\x07 \x01(\x0b\x32\x19.samix.mixer.v1.Rendering\x12\x10\n\x08min_side\x18\x08 \x01(\r\x12\x10\n\x08max_side\x18\t \x01(\r\x12\x12\n\nmax_images\x18\n \x01(\r\x12\x12\n\nmax_tokens\x18\x0b \x01(\r\x12\x0e\n\x06stride\x18\x0c \x01(\r\x12\x32\n\rpixel_formats\x18\r \x03(\x0e\x32\x1b.samix.mixer.v1.PixelFormat\x12\x12\n\nimage_size\x18\x0e \x01(\r\"\x13\n\x11ListMixersRequest\"?\n\x12ListMixersResponse\x12)\n\x06mixers\x18\x01 \x03(\x0b\x32\x19.samix.mixer.v1.MixerInfo\"\x1f\n\x0fGetMixerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetMixerResponse\x12(\n\x05mixer\x18\x01 \x01(\x0b\x32\x19.samix.mixer.v1.MixerInfo*t\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12PIXEL_FORMAT_UINT8\x10\x01\x12\x18\n\x14PIXEL_FORMAT_FLOAT32\x10\x02\x12\x15\n\x11PIXEL_FORMAT_JPEG\x10\x03*\x83\x01\n\x0bReplyFormat\x12\x1c\n\x18REPLY_FORMAT_UNSPECIFIED\x10\x00\x12\x1c\n\x18REPLY_FORMAT_MASK_LOGITS\x10\x01\x12\x17\n\x13REPLY_FORMAT_IMAGES\x10\x02\x12\x1f\n\x1bREPLY_FORMAT_IMAGES_FLOAT16\x10\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*Y\n\nUpsampling\x12\x1a\n\x16UPSAMPLING_UNSPECIFIED\x10\x00\x12\x16\n\x12UPSAMPLING_NEAREST\x10\x01\x12\x17\n\x13UPSAMPLING_BILINEAR\x10\x02\x32\xc8\x02\n\x0cMixerService\x12>\n\x03Mix\x12\x1a.samix.mixer.v1.MixRequest\x1a\x1b.samix.mixer.v1.MixResponse\x12T\n\tMixStream\x12 .samix.mixer.v1.MixStreamRequest\x1a!.samix.mixer.v1.MixStreamResponse(\x01\x30\x01\x12S\n\nListMixers\x12!.samix.mixer.v1.ListMixersRequest\x1a\".samix.mixer.v1.ListMixersResponse\x12M\n\x08GetMixer\x12\x1f.samix.mixer.v1.GetMixerRequest\x1a .samix.mixer.v1.GetMixerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1asamix/mixer/v1/mixer.proto\x12\x0esamix.mixer.v1\"O\n\tRendering\x12.\n\nupsampling\x18\x01 \x01(\x0e\x32\x1a.samix.mixer.v1.Upsampling\x12\x12\n\nlam_margin\x18\x02 \x01(\x02\"\xe1\x02\n\nMixRequest\x12\r\n\x05mixer\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x31\n\x0creply_format\x18\x03 \x01(\x0e\x32\x1b.samix.mixer.v1.ReplyFormat\x12\x31\n\x0cpixel_format\x18\x04 \x01(\x0e\x32\x1b.samix.mixer.v1.PixelFormat\x12\r\n\x05shape\x18\x05 \x03(\r\x12\x0b\n\x03lam\x18\x06 \x03(\x02\x12\x0f\n\x07partner\x18\x07 \x03(\r\x12\x14\n\x0cjpeg_lengths\x18\x08 \x03(\r\x12*\n\x08priority\x18\t \x01(\x0e\x32\x18.samix.mixer.v1.Priority\x12,\n\x06shared\x18\n \x01(\x0b\x32\x1c.samix.mixer.v1.SharedPixels\x12\x0b\n\x03key\x18\x0b \x01(\t\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\x12\x0e\n\x06pixels\x18\x0f \x01(\x0c\"-\n\x0cSharedPixels\x12\r\n\x05lease\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\"\x94\x01\n\x0bMixResponse\x12\r\n\x05mixer\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12,\n\trendering\x18\x03 \x01(\x0b\x32\x19.samix.mixer.v1.Rendering\x12\x12\n\nmask_shape\x18\x04 \x03(\r\x12\x13\n\x0bmask_logits\x18\x0e \x01(\x0c\x12\x0e\n\x06pixels\x18\x0f \x01(\x0c\"\x99\x01\n\x10MixStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12+\n\x07request\x18\x02 \x01(\x0b\x32\x1a.samix.mixer.v1.MixRequest\x12\x13\n\x0bpixel_bytes\x18\x03 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x0e\n\x06\x63\x61ncel\x18\x05 \x01(\x08\x12\r\n\x05\x63hunk\x18\x0f \x01(\x0c\"\xe1\x01\n\x11MixStreamResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12*\n\x05terms\x18\x02 \x01(\x0b\x32\x1b.samix.mixer.v1.StreamTerms\x12\x11\n\tis_ending\x18\x03 \x01(\x08\x12(\n\x07refusal\x18\x04 \x01(\x0b\x32\x17.samix.mixer.v1.Refusal\x12-\n\x08response\x18\x05 \x01(\x0b\x32\x1b.samix.mixer.v1.MixResponse\x12\x13\n\x0bpixel_bytes\x18\x06 \x01(\x04\x12\r\n\x05\x63hunk\x18\x0f \x01(\x0c\"L\n\x0bStreamTerms\x12\x0f\n\x07\x63redits\x18\x01 \x01(\r\x12\x13\n\x0bmax_batches\x18\x02 \x01(\r\x12\x17\n\x0fmax_chunk_bytes\x18\x03 \x01(\r\"z\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\x12\x38\n\x10\x66ield_violations\x18\x04 \x03(\x0b\x32\x1e.samix.mixer.v1.FieldViolation\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"\xba\x02\n\tMixerInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0f\n\x07\x65ncoder\x18\x04 \x01(\t\x12\r\n\x05stage\x18\x05 \x01(\r\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12,\n\trendering\x18\x07 \x01(\x0b\x32\x19.samix.mixer.v1.Rendering\x12\x10\n\x08min_side\x18\x08 \x01(\r\x12\x10\n\x08max_side\x18\t \x01(\r\x12\x12\n\nmax_images\x18\n \x01(\r\x12\x12\n\nmax_tokens\x18\x0b \x01(\r\x12\x0e\n\x06stride\x18\x0c \x01(\r\x12\x32\n\rpixel_formats\x18\r \x03(\x0e\x32\x1b.samix.mixer.v1.PixelFormat\x12\x12\n\nimage_size\x18\x0e \x01(\r\"\x13\n\x11ListMixersRequest\"?\n\x12ListMixersResponse\x12)\n\x06mixers\x18\x01 \x03(\x0b\x32\x19.samix.mixer.v1.MixerInfo\"\x1f\n\x0fGetMixerRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetMixerResponse\x12(\n\x05mixer\x18\x01 \x01(\x0b\x32\x19.samix.mixer.v1.MixerInfo*t\n\x0bPixelFormat\x12\x1c\n\x18PIXEL_FORMAT_UNSPECIFIED\x10\x00\x12\x16\n\x12PIXEL_FORMAT_UINT8\x10\x01\x12\x18\n\x14PIXEL_FORMAT_FLOAT32\x10\x02\x12\x15\n\x11PIXEL_FORMAT_JPEG\x10\x03*\x83\x01\n\x0bReplyFormat\x12\x1c\n\x18REPLY_FORMAT_UNSPECIFIED\x10\x00\x12\x1c\n\x18REPLY_FORMAT_MASK_LOGITS\x10\x01\x12\x17\n\x13REPLY_FORMAT_IMAGES\x10\x02\x12\x1f\n\x1bREPLY_FORMAT_IMAGES_FLOAT16\x10\x03*^\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x10\n\x0cPRIORITY_LOW\x10\x01\x12\x13\n\x0fPRIORITY_NORMAL\x10\x02\x12\x11\n\rPRIORITY_HIGH\x10\x03*Y\n\nUpsampling\x12\x1a\n\x16UPSAMPLING_UNSPECIFIED\x10\x00\x12\x16\n\x12UPSAMPLING_NEAREST\x10\x01\x12\x17\n\x13UPSAMPLING_BILINEAR\x10\x02\x32\xc8\x02\n\x0cMixerService\x12>\n\x03Mix\x12\x1a.samix.mixer.v1.MixRequest\x1a\x1b.samix.mixer.v1.MixResponse\x12T\n\tMixStream\x12 .samix.mixer.v1.MixStreamRequest\x1a!.samix.mixer.v1.MixStreamResponse(\x01\x30\x01\x12S\n\nListMixers\x12!.samix.mixer.v1.ListMixersRequest\x1a\".samix.mixer.v1.ListMixersResponse\x12M\n\x08GetMixer\x12\x1f.samix.mixer.v1.GetMixerRequest\x1a .samix.mixer.v1.GetMixerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'samix.mixer.v1.mixer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PIXELFORMAT']._serialized_start=1785
-  _globals['_PIXELFORMAT']._serialized_end=1901
-  _globals['_REPLYFORMAT']._serialized_start=1904
-  _globals['_REPLYFORMAT']._serialized_end=2035
-  _globals['_PRIORITY']._serialized_start=2037
-  _globals['_PRIORITY']._serialized_end=2131
-  _globals['_UPSAMPLING']._serialized_start=2133
-  _globals['_UPSAMPLING']._serialized_end=2222
+  _globals['_PIXELFORMAT']._serialized_start=1819
+  _globals['_PIXELFORMAT']._serialized_end=1935
+  _globals['_REPLYFORMAT']._serialized_start=1938
+  _globals['_REPLYFORMAT']._serialized_end=2069
+  _globals['_PRIORITY']._serialized_start=2071
+  _globals['_PRIORITY']._serialized_end=2165
+  _globals['_UPSAMPLING']._serialized_start=2167
+  _globals['_UPSAMPLING']._serialized_end=2256
   _globals['_RENDERING']._serialized_start=46
   _globals['_RENDERING']._serialized_end=125
   _globals['_MIXREQUEST']._serialized_start=128
-  _globals['_MIXREQUEST']._serialized_end=447
-  _globals['_SHAREDPIXELS']._serialized_start=449
-  _globals['_SHAREDPIXELS']._serialized_end=494
-  _globals['_MIXRESPONSE']._serialized_start=497
-  _globals['_MIXRESPONSE']._serialized_end=645
-  _globals['_MIXSTREAMREQUEST']._serialized_start=648
-  _globals['_MIXSTREAMREQUEST']._serialized_end=801
-  _globals['_MIXSTREAMRESPONSE']._serialized_start=804
-  _globals['_MIXSTREAMRESPONSE']._serialized_end=1029
-  _globals['_STREAMTERMS']._serialized_start=1031
-  _globals['_STREAMTERMS']._serialized_end=1107
-  _globals['_REFUSAL']._serialized_start=1109
-  _globals['_REFUSAL']._serialized_end=1231
-  _globals['_FIELDVIOLATION']._serialized_start=1233
-  _globals['_FIELDVIOLATION']._serialized_end=1285
-  _globals['_MIXERINFO']._serialized_start=1288
-  _globals['_MIXERINFO']._serialized_end=1602
-  _globals['_LISTMIXERSREQUEST']._serialized_start=1604
-  _globals['_LISTMIXERSREQUEST']._serialized_end=1623
-  _globals['_LISTMIXERSRESPONSE']._serialized_start=1625
-  _globals['_LISTMIXERSRESPONSE']._serialized_end=1688
-  _globals['_GETMIXERREQUEST']._serialized_start=1690
-  _globals['_GETMIXERREQUEST']._serialized_end=1721
-  _globals['_GETMIXERRESPONSE']._serialized_start=1723
-  _globals['_GETMIXERRESPONSE']._serialized_end=1783
-  _globals['_MIXERSERVICE']._serialized_start=2225
-  _globals['_MIXERSERVICE']._serialized_end=2553
+  _globals['_MIXREQUEST']._serialized_end=481
+  _globals['_SHAREDPIXELS']._serialized_start=483
+  _globals['_SHAREDPIXELS']._serialized_end=528
+  _globals['_MIXRESPONSE']._serialized_start=531
+  _globals['_MIXRESPONSE']._serialized_end=679
+  _globals['_MIXSTREAMREQUEST']._serialized_start=682
+  _globals['_MIXSTREAMREQUEST']._serialized_end=835
+  _globals['_MIXSTREAMRESPONSE']._serialized_start=838
+  _globals['_MIXSTREAMRESPONSE']._serialized_end=1063
+  _globals['_STREAMTERMS']._serialized_start=1065
+  _globals['_STREAMTERMS']._serialized_end=1141
+  _globals['_REFUSAL']._serialized_start=1143
+  _globals['_REFUSAL']._serialized_end=1265
+  _globals['_FIELDVIOLATION']._serialized_start=1267
+  _globals['_FIELDVIOLATION']._serialized_end=1319
+  _globals['_MIXERINFO']._serialized_start=1322
+  _globals['_MIXERINFO']._serialized_end=1636
+  _globals['_LISTMIXERSREQUEST']._serialized_start=1638
+  _globals['_LISTMIXERSREQUEST']._serialized_end=1657
+  _globals['_LISTMIXERSRESPONSE']._serialized_start=1659
+  _globals['_LISTMIXERSRESPONSE']._serialized_end=1722
+  _globals['_GETMIXERREQUEST']._serialized_start=1724
+  _globals['_GETMIXERREQUEST']._serialized_end=1755
+  _globals['_GETMIXERRESPONSE']._serialized_start=1757
+  _globals['_GETMIXERRESPONSE']._serialized_end=1817
+  _globals['_MIXERSERVICE']._serialized_start=2259
+  _globals['_MIXERSERVICE']._serialized_end=2587
 # @@protoc_insertion_point(module_scope)

@@ -58,7 +58,7 @@ class Rendering(_message.Message):
     def __init__(self, upsampling: _Optional[_Union[Upsampling, str]] = ..., lam_margin: _Optional[float] = ...) -> None: ...
 
 class MixRequest(_message.Message):
-    __slots__ = ("mixer", "version", "reply_format", "pixel_format", "shape", "lam", "partner", "jpeg_lengths", "priority", "shared", "pixels")
+    __slots__ = ("mixer", "version", "reply_format", "pixel_format", "shape", "lam", "partner", "jpeg_lengths", "priority", "shared", "key", "traceparent", "pixels")
     MIXER_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLY_FORMAT_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,8 @@ class MixRequest(_message.Message):
     JPEG_LENGTHS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     PIXELS_FIELD_NUMBER: _ClassVar[int]
     mixer: str
     version: str
@@ -80,8 +82,10 @@ class MixRequest(_message.Message):
     jpeg_lengths: _containers.RepeatedScalarFieldContainer[int]
     priority: Priority
     shared: SharedPixels
+    key: str
+    traceparent: str
     pixels: bytes
-    def __init__(self, mixer: _Optional[str] = ..., version: _Optional[str] = ..., reply_format: _Optional[_Union[ReplyFormat, str]] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., shape: _Optional[_Iterable[int]] = ..., lam: _Optional[_Iterable[float]] = ..., partner: _Optional[_Iterable[int]] = ..., jpeg_lengths: _Optional[_Iterable[int]] = ..., priority: _Optional[_Union[Priority, str]] = ..., shared: _Optional[_Union[SharedPixels, _Mapping]] = ..., pixels: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, mixer: _Optional[str] = ..., version: _Optional[str] = ..., reply_format: _Optional[_Union[ReplyFormat, str]] = ..., pixel_format: _Optional[_Union[PixelFormat, str]] = ..., shape: _Optional[_Iterable[int]] = ..., lam: _Optional[_Iterable[float]] = ..., partner: _Optional[_Iterable[int]] = ..., jpeg_lengths: _Optional[_Iterable[int]] = ..., priority: _Optional[_Union[Priority, str]] = ..., shared: _Optional[_Union[SharedPixels, _Mapping]] = ..., key: _Optional[str] = ..., traceparent: _Optional[str] = ..., pixels: _Optional[bytes] = ...) -> None: ...
 
 class SharedPixels(_message.Message):
     __slots__ = ("lease", "offset")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from trainer.optimise import OptimiserConfig, RunLength, build_optimiser, rate_at
+from samix.mixing.optimise import OptimiserConfig, RunLength, build_optimiser, rate_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,15 @@ class Update:
     def lr(self) -> float:
         """Learning rate of the classifier at the next step."""
         return rate_at(self._groups[0].config, self._groups[0].length, self._steps_done)
+
+    @property
+    def optimisers(self) -> list[torch.optim.Optimizer]:
+        """Those of the groups, in their order."""
+        return [group.optimiser for group in self._groups]
+
+    def stand_at(self, step: int) -> None:
+        """Take the learning rates of this step at the next one; for whoever leaves steps out."""
+        self._steps_done = step
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss to what was gathered since the last step."""

@@ -1,0 +1,1 @@
+"""Co-training: the server trains mixers with the batches of the trainers it mixes for."""

@@ -1,0 +1,1 @@
+"""Who may speak to a server: certificates, tokens, names, limits of connections."""

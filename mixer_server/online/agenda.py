@@ -10,6 +10,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from mixer_server.online.learner import Mixed
 from samix.cotraining.settings import SessionSettings
 from samix.cotraining.wire import TrainCall
@@ -21,8 +23,8 @@ from samix.mixer.v1 import online_pb2 as pb
 class Answered:
     """A mixed batch, and where the mixer stood when it was mixed."""
 
-    mixed: Mixed
-    """The batch."""
+    logits: Tensor
+    """float32 [B, 1, h, w]; alone, for an answer that is read late should not hold the batch and its features."""
     learned_steps: int
     """Steps that the mixer had learned."""
     weights_step: int
@@ -155,7 +157,7 @@ class Agenda:
     def next_look_s(self) -> float | None:
         """Say when time alone changes something, by the session's clock; None where it never does."""
         looks = [waiting.deadline_s for waiting in self._all_waiting()]
-        if self._first_came_s:
+        if self._waits_for_ranks():  # otherwise an end of patience that has passed would make the thread spin
             looks.append(self._patience_ends_s())
         return min(looks, default=None)
 
@@ -176,17 +178,22 @@ class Agenda:
         return step - self._settings.max_staleness <= self.next_step
 
     def _is_over(self, now_s: float) -> bool:
-        if self._to_learn.get(self.next_step) or any(
-            waiting.call.step <= self.next_step for waiting in self._all_waiting()
-        ):
-            return False
-        if not self._num_learned and not any(step > self.next_step for step in self._known_steps()):
+        if not self._waits_for_ranks():
             return False
         ranks = range(self._settings.world_size)
         return all(self._newest.get(rank, -1) >= self.next_step for rank in ranks) or now_s >= self._patience_ends_s()
 
+    def _waits_for_ranks(self) -> bool:
+        """Tell whether the next step has begun, or others after it, and only further ranks could add to it."""
+        if self._to_learn.get(self.next_step) or any(
+            waiting.call.step <= self.next_step for waiting in self._all_waiting()
+        ):
+            return False
+        return self._num_learned > 0 or any(step > self.next_step for step in self._known_steps())
+
     def _patience_ends_s(self) -> float:
-        return min(self._first_came_s.values()) + self._rank_wait_s
+        came_s = [came_s for step, came_s in self._first_came_s.items() if step >= self.next_step]  # others are late
+        return min(came_s) + self._rank_wait_s
 
     def _known_steps(self) -> list[int]:
         """List the steps of which there are batches still to be mixed or learned."""

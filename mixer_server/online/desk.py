@@ -11,7 +11,15 @@ from torch import Tensor
 
 from mixer_server.online.agenda import Agenda, Closed, Waiting
 from mixer_server.online.learner import Mixed
-from samix.errors import MixerCancelled, MixerError, MixerTimeout, MixerUnavailable, RankTaken, WrongState
+from samix.errors import (
+    MixerCancelled,
+    MixerError,
+    MixerOverloaded,
+    MixerTimeout,
+    MixerUnavailable,
+    RankTaken,
+    WrongState,
+)
 
 Result = TypeVar("Result")
 End = Callable[[MixerError], None]
@@ -19,6 +27,8 @@ End = Callable[[MixerError], None]
 
 _QUESTION_S = 60.0
 """Longest a question waits for the thread, seconds."""
+_WEIGHTS_AGAIN_S = 1.0
+"""When to send weights again that came beside others."""
 _LOOK_S = 0.5
 """Longest between two looks of the thread at what changes without a word."""
 
@@ -117,15 +127,18 @@ class Desk:
         for waiting in dropped:
             waiting.settle(MixerCancelled("the rank is gone"))
 
-    def submit(self, waiting: Waiting) -> None:
-        """Take a batch.
+    def submit(self, waiting: Waiting, end: End) -> None:
+        """Take a batch of the stream that joined with this `end`.
 
         Raises:
             BadBatch: if its step is none that its rank may send now.
+            MixerCancelled: if the stream has lost its place: its steps are none of the run that came back.
             MixerError: if the session has ended.
         """
         with self.changed:
             self._check_open()
+            if self._streams.get(waiting.rank) != end:
+                raise MixerCancelled("the rank is gone")
             self.agenda.add(waiting)
             self._touch()
 
@@ -133,7 +146,8 @@ class Desk:
         """Reserve the place of weights that come; `end_weights` gives it back.
 
         Raises:
-            WrongState: if there are newer ones, or others are coming.
+            WrongState: if there are newer ones.
+            MixerOverloaded: if others are coming.
         """
         with self.changed:
             self._check_open()
@@ -141,7 +155,7 @@ class Desk:
             if newest is not None and step < newest:
                 raise WrongState(f"weights of step {step} came, the session has some of step {newest}; send newer ones")
             if self._is_taking_weights:
-                raise WrongState(f"weights of session {self._name} are on their way already; send one set at a time")
+                raise MixerOverloaded(f"weights of session {self._name} are on their way already", _WEIGHTS_AGAIN_S)
             self._is_taking_weights = True
 
     def end_weights(self) -> None:

@@ -42,9 +42,12 @@ def check_and_measure(settings: SessionSettings) -> int:
     copies = sum(value.numel() for value in floating_state(classifier).values())
     learned = sum(parameter.numel() for parameter in block.parameters())
     image = 3 * side * side
-    waiting = settings.world_size * (2 * credits_of(settings) + settings.max_staleness + 1) * settings.batch_size
+    unlearned = settings.max_staleness + 1
+    channels = num_feature_channels(classifier.backbone, settings.mixer.stage)
+    features = _FLOAT * channels * settings.mixer.tokens(side, side)
+    waiting = 2 * credits_of(settings) * image + unlearned * (image + features)
     networks = _BYTES_OF_COPY * copies + _BYTES_OF_BLOCK * learned
-    return networks + waiting * image + _pass_bytes(settings, classifier)
+    return networks + settings.world_size * settings.batch_size * waiting + _pass_bytes(settings, classifier)
 
 
 def _pass_bytes(settings: SessionSettings, classifier: Classifier) -> int:

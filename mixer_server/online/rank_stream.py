@@ -168,7 +168,7 @@ class RankStream:
         try:
             call = read_batch(batch, pieces.join(), self._session.settings.num_classes)
             timeout_s = min(batch.timeout_ms / 1000 or self._requests.max_wait_s, self._requests.max_wait_s)
-            self._session.submit(call, self._rank, timeout_s, settle)
+            self._session.submit(call, self._rank, timeout_s, settle, self.end)
         except BadBatch as error:
             settle(error)
 
@@ -190,9 +190,9 @@ class RankStream:
             self._metrics.refused.labels(STATUS_OF[type(answer)].name).inc()
             yield pb.CoTrainResponse(step=step, refusal=to_refusal(answer)).SerializeToString()
             return
-        data = logit_bytes(answer.mixed.logits, self._session.settings.logits)
+        data = logit_bytes(answer.logits, self._session.settings.logits)
         head = pb.CoTrainAnswer(
-            mask_shape=answer.mixed.logits.shape,
+            mask_shape=answer.logits.shape,
             logit_bytes=len(data),
             learned_steps=answer.learned_steps,
             weights_step=answer.weights_step,

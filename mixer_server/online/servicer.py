@@ -31,6 +31,8 @@ CO_TRAIN = "CoTrain"
 SEND_WEIGHTS = "SendWeights"
 _MOST_BYTES = CHUNK_BYTES + MAX_HEAD_BYTES
 _RETRY_AFTER_S = 1.0
+_WEIGHTS_S = 300.0
+"""Longest one set of weights may be on its way, seconds."""
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -139,8 +141,9 @@ class OnlineServicer:
             first = self._receive(pb.SendWeightsRequest, messages, context)
             header = first.message.header
             session = self._sessions.get(header.key)
-            check_header(header, session.shapes)
+            check_header(header, session.shapes, session.settings.length.total_steps)
             session.desk.begin_weights(header.step)
+            self._patience.expect((context, SEND_WEIGHTS), _WEIGHTS_S, context.cancel)  # or drops of bytes never end
             try:
                 intake = WeightIntake(header, session.shapes)
                 received = self._sessions.metrics.received_bytes.labels(session.name, "weights")
@@ -151,6 +154,7 @@ class OnlineServicer:
                     framed = self._receive_next(pb.SendWeightsRequest, messages, context)
                 newest = session.desk.offer_weights(intake.step, intake.finish())
             finally:
+                self._patience.met((context, SEND_WEIGHTS))
                 session.desk.end_weights()
             return pb.SendWeightsResponse(weights_step=newest).SerializeToString()
 

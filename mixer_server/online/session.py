@@ -107,7 +107,7 @@ class Session:
         Raises:
             WrongState: if it is another session by its settings.
         """
-        self._check_same(settings)
+        self.check_same(settings)
         found = self.desk.ask(lambda: self._move(settings, step))
         if step != found:
             log.warning("session_moved", extra={"session": self.name, "from_step": found, "to_step": step})
@@ -124,7 +124,7 @@ class Session:
             raise BadBatch(f"rank must lie in 0..{self.settings.world_size - 1}, got {rank}", field="rank")
         self.desk.join(rank, end)
 
-    def submit(self, call: TrainCall, rank: int, timeout_s: float, settle: Settle) -> None:
+    def submit(self, call: TrainCall, rank: int, timeout_s: float, settle: Settle, end: End) -> None:
         """Leave a batch to be mixed and learned.
 
         Args:
@@ -132,12 +132,14 @@ class Session:
             rank: whose it is.
             timeout_s: how long its rank waits.
             settle: called once, on another thread, with the answer or the reason why there is none; must be quick.
+            end: with which the rank's stream joined.
 
         Raises:
             MixerError: if it cannot be taken.
         """
         now_s = self._parts.clock()
-        self.desk.submit(Waiting(call=call, rank=rank, came_s=now_s, deadline_s=now_s + timeout_s, settle=settle))
+        deadline_s = now_s + timeout_s
+        self.desk.submit(Waiting(call=call, rank=rank, came_s=now_s, deadline_s=deadline_s, settle=settle), end)
 
     def export(self, name: str) -> tuple[FrozenMixer, int]:
         """Cut out the mixer as it is now; returns it, and the steps that it has learned.
@@ -182,7 +184,12 @@ class Session:
             self.settings, next_step=step, weights_step=weights_step, rank_wait_s=self._parts.config.rank_wait_s
         )
 
-    def _check_same(self, settings: SessionSettings) -> None:
+    def check_same(self, settings: SessionSettings) -> None:
+        """Refuse settings of another session; how many ranks there are may change.
+
+        Raises:
+            WrongState: by value.
+        """
         for name in settings.__slots__:
             ours, theirs = getattr(self.settings, name), getattr(settings, name)
             if ours != theirs and name != "world_size":
@@ -243,8 +250,9 @@ class Session:
             return
         step, weights_step, staleness = waiting.call.step, agenda.weights_step, agenda.staleness(waiting.call.step)
         assert weights_step is not None
+        learned = agenda.next_step
         waiting.settle(
-            Answered(mixed=mixed, learned_steps=agenda.next_step, weights_step=weights_step, losses=self._losses)
+            Answered(logits=mixed.logits, learned_steps=learned, weights_step=weights_step, losses=self._losses)
         )
         self._parts.metrics.mixed(self, mixed, staleness, max(0, step - weights_step))
         with self.desk.changed:

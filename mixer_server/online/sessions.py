@@ -86,9 +86,12 @@ class Sessions:
         """
         self._check_open()
         check_key(key)
+        self._check_settings(settings, step)
         with self._opening:
             session = self._find(key)
             if session is not None:
+                session.check_same(settings)
+                self._held[key.session].room.resize(self._measure(settings))  # of more ranks, perhaps
                 return session, session.reopen(settings, step), False
             record = SessionRecord(
                 name=key.session, token_sha256=hash_token(key.token), settings=settings, step=step, weights_step=None
@@ -138,13 +141,16 @@ class Sessions:
         """End a session: export its mixer, delete its checkpoint.
 
         Raises:
-            MixerError: if there is no mixer yet; the session is over all the same.
+            WrongState: if there is no mixer yet; the session is over all the same.
+            MixerError: if the export fails otherwise; the session is still there, and so is what it learned.
         """
         try:
-            return self.export(session, name)
-        finally:
-            self._remove(session, MixerCancelled(f"session {session.name} was closed"), saves=False)
-            self._checkpoints.delete(session.name)
+            exported = self.export(session, name)
+        except WrongState:
+            self._forget(session)
+            raise
+        self._forget(session)
+        return exported
 
     def drain(self) -> None:
         """Write all sessions and let them go; their trainers come back, here or to who has the folder then."""
@@ -172,6 +178,21 @@ class Sessions:
                 self._remove(held.session, reason, saves=True)
                 self.metrics.reaped.inc()
 
+    def _forget(self, session: Session) -> None:
+        self._remove(session, MixerCancelled(f"session {session.name} was closed"), saves=False)
+        self._checkpoints.delete(session.name)
+
+    def _check_settings(self, settings: SessionSettings, step: int) -> None:
+        total = settings.length.total_steps
+        if step > total:
+            raise BadBatch(f"step must be at most {total}, the run's end, got {step}", field="step")
+        if settings.world_size > self.config.max_ranks:
+            raise BadBatch(
+                f"a session of {settings.world_size} ranks never has them all on a server that takes "
+                f"{self.config.max_ranks}; raise its --online.max-ranks",
+                field="settings.world_size",
+            )
+
     def _check_open(self) -> None:
         if not self.config.is_enabled:
             raise WrongState("this server trains no mixers; start it with --online.memory-mib 2048")
@@ -196,7 +217,7 @@ class Sessions:
     def _begin(self, record: SessionRecord, *, is_restored: bool = False) -> Session:
         if len(self._held) >= self.config.max_sessions:
             raise MixerOverloaded(f"{self.config.max_sessions} sessions are open, no more are taken", _RETRY_AFTER_S)
-        room = self._reserve(record.settings)
+        room = self._budget.reserve(self._measure(record.settings))
         try:
             session = self._build(record, is_restored=is_restored)
         except BaseException:
@@ -210,7 +231,7 @@ class Sessions:
         log.info("session_opened", extra=fields | {"ranks": record.settings.world_size})
         return session
 
-    def _reserve(self, settings: SessionSettings) -> Reservation:
+    def _measure(self, settings: SessionSettings) -> int:
         needed = check_and_measure(settings)
         if needed > self._budget.max_bytes:
             raise MixerOverloaded(
@@ -218,7 +239,7 @@ class Sessions:
                 "co-training; take smaller batches or a smaller network, or raise its --online.memory-mib",
                 float("inf"),
             )
-        return self._budget.reserve(needed)
+        return needed
 
     def _build(self, record: SessionRecord, *, is_restored: bool) -> Session:
         with self._parts.turn:  # what is drawn comes from torch's global generator

@@ -73,12 +73,14 @@ class WeightIntake:
         return weights
 
 
-def check_header(header: pb.WeightsHeader, shapes: Shapes) -> None:
+def check_header(header: pb.WeightsHeader, shapes: Shapes, total_steps: int) -> None:
     """Refuse weights that are not those of the session, before anything is allocated for them.
 
     Raises:
-        BadBatch: if names, shapes, order, format or size are others, by value.
+        BadBatch: if names, shapes, order, format or size are others, or the step is none of the run, by value.
     """
+    if header.step > total_steps:  # the momentum copy counts through the steps in between
+        raise BadBatch(f"step must be at most {total_steps}, the run's end, got {header.step}", field="step")
     if header.format not in WEIGHT_KINDS:
         raise BadBatch(f"format must be FLOAT32 (1) or BFLOAT16 (2), got {header.format}", field="format")
     found, expected = read_infos(header.tensors), dict(shapes)

@@ -14,8 +14,8 @@ from samix.mixing.spec import MixerSpec
 
 MAX_STALENESS = 64
 """Most steps that a mixer may lag behind; each costs memory for a batch of every rank."""
-_MOST_STEPS = 10_000_000
-"""Of a run; schedules that compound keep a number for each."""
+_MOST_STEPS = 4_000_000
+"""Of a run; schedules that compound keep a number for each, 32 MB in all."""
 _MOST = {
     "num_classes": 1 << 20,
     "world_size": 1024,
@@ -80,6 +80,8 @@ class SessionSettings:
             )
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must be a number of at most 63 bits, got {self.seed}")
+        if self.learning.optimiser.kind == "lamb":
+            raise ConfigError("a session's mixer learns with sgd or adamw: no checkpoint keeps lamb's count of steps")
         if not 0 <= self.learning.drop_path < 1:
             raise ConfigError(f"drop_path must be at least 0 and below 1, got {self.learning.drop_path}")
         if not (self.recipe.isprintable() and len(self.recipe) <= 128):

@@ -151,7 +151,7 @@ def test_a_cursor_repeats_mixes(data: DatasetServiceStub):
         for again, first in zip(rest, whole[done:], strict=True):
             assert plan_of(again) == plan_of(first)
             assert again.pixels == pytest.approx(first.pixels, abs=1)
-            assert logits_of(again) == pytest.approx(logits_of(first), abs=0.01)
+            assert logits_of(again) == pytest.approx(logits_of(first), abs=1e-5)
 
 
 def plan_of(batch: Received) -> tuple[list[str], list[int], list[float]]:

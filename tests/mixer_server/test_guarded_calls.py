@@ -317,8 +317,9 @@ def is_closed(connection: socket.socket) -> bool:
 
 def has_ended(connection: socket.socket) -> bool:
     """Whether the server has hung up by now; what it said before is thrown away."""
+    connection.setblocking(False)
     try:
-        while connection.recv(4096, socket.MSG_DONTWAIT):
+        while connection.recv(4096):
             pass
     except BlockingIOError:
         return False

@@ -147,6 +147,36 @@ def test_a_late_rank_is_waited_for_and_then_left_out():
     assert learn(one) == 0
 
 
+def test_ranks_that_are_gone_leave_nothing_to_look_at():
+    """Once what ranks sent is dropped, or was late, time changes nothing: whoever looks again at once would spin."""
+    one = agenda(world_size=2, next_step=5, weights_step=5)
+    one.add(batch(6, rank=0, came_s=1.0))
+    one.add(batch(2, rank=1, came_s=2.0))
+    assert mix(one) == (2, 1)
+    assert one.next_look_s() == 1.0 + PATIENCE_S
+
+    one.drop_rank(0)
+
+    assert one.next_look_s() is None
+    one.add(batch(5, rank=1, came_s=20.0))
+    assert mix(one) == (5, 1)
+    assert learn(one) == 1
+    assert one.close_step(20.0) == Closed(step=5, num_batches=1, num_steps=1)  # the other rank had sent step 6
+
+
+def test_a_late_batch_does_not_shorten_patience():
+    """A step waits for its ranks from its own first batch, not from a late one of a step before."""
+    one = agenda(world_size=2, next_step=5, weights_step=5)
+    one.add(batch(2, rank=1, came_s=0.0))
+    mix(one)
+    one.add(batch(5, rank=0, came_s=4.0))
+    mix(one)
+    learn(one)
+
+    assert one.close_step(PATIENCE_S) is None
+    assert one.next_look_s() == 4.0 + PATIENCE_S
+
+
 def test_a_rank_that_went_on_is_not_waited_for():
     """A rank that sent a later step has none for this one: it fell back."""
     one = agenda(world_size=2, max_staleness=1)

@@ -11,9 +11,11 @@ from online_sessions import BATCH, Owner, items_of, owned, pipeline, settings_of
 from serving import WAIT_S, sample, serve, wait_until
 
 from mixer_server.app import MixerServer
+from mixer_server.online.footprint import check_and_measure
 from samix.client.online.session import SessionKey
 from samix.cotraining.settings import SessionSettings
 from samix.cotraining.wire import pack_weights, settings_message, weights_header
+from samix.errors import BadBatch, MixerOverloaded
 from samix.framing import join
 from samix.mixer.v1 import online_pb2 as pb
 from samix.mixer.v1.online_pb2_grpc import OnlineServiceStub
@@ -110,6 +112,8 @@ def spoiled_weights(kind: str, header: pb.WeightsHeader, data: bytes) -> tuple[p
             header.sha256 = hashlib.sha256(chunks[0]).digest()
         case "format":
             header.format = pb.WEIGHT_FORMAT_UNSPECIFIED
+        case "step":
+            header.step = 1 << 62
         case "another session":
             header.key.session = "nobody"
         case "another token":
@@ -132,6 +136,7 @@ def spoiled_weights(kind: str, header: pb.WeightsHeader, data: bytes) -> tuple[p
         ("ten times the size, said", CODE.INVALID_ARGUMENT),
         ("NaN", CODE.INVALID_ARGUMENT),
         ("format", CODE.INVALID_ARGUMENT),
+        ("step", CODE.INVALID_ARGUMENT),
         ("another session", CODE.NOT_FOUND),
         ("another token", CODE.PERMISSION_DENIED),
         ("no token", CODE.INVALID_ARGUMENT),
@@ -158,6 +163,58 @@ def test_old_weights_are_refused(owner: Owner, stub: OnlineServiceStub, method: 
 
     assert send(stub, *weights_of(owner, method, step=1)).weights_step == 1
     assert refused(lambda: send(stub, *weights_of(owner, method, step=0))) is CODE.FAILED_PRECONDITION
+
+
+def test_weights_beside_others_come_again(
+    server: MixerServer, owner: Owner, stub: OnlineServiceStub, method: CoTraining
+):
+    """While a set of weights is on its way another is refused with a hint when to come again, which senders follow."""
+    desk = server.sessions.get(owner.session.key.message()).desk
+    desk.begin_weights(1)
+
+    assert refused(lambda: send(stub, *weights_of(owner, method))) is CODE.RESOURCE_EXHAUSTED
+
+    desk.end_weights()
+    owner.send(1, method.classifier)
+
+
+def test_a_step_beyond_the_run_is_refused(owner: Owner):
+    """A session is not moved to where its run never comes."""
+    with pytest.raises(BadBatch, match="the run's end"):
+        owner.open(1 << 62)
+
+    assert goes_on(owner)
+
+
+def test_more_ranks_need_more_memory(owner: Owner, method: CoTraining, server: MixerServer):
+    """A session that comes back with more ranks holds what they need; more than there is is refused, and it goes on."""
+    held = sample(server, "mixer_online_memory_bytes")
+    with owned(server, settings_of(method, world_size=2), owner.session.key) as wider:
+        wider.open()
+    assert sample(server, "mixer_online_memory_bytes") > held
+
+    server.sessions._budget.max_bytes, most = 1 << 20, server.sessions._budget.max_bytes
+    with (
+        owned(server, settings_of(method, world_size=3), owner.session.key) as widest,
+        pytest.raises(MixerOverloaded, match="co-training"),
+    ):
+        widest.open()
+    server.sessions._budget.max_bytes = most
+
+    owner.open()
+    assert sample(server, "mixer_online_memory_bytes") == held
+    assert goes_on(owner)
+
+
+def test_features_that_wait_to_be_learned_are_counted(settings: SessionSettings):
+    """Memory covers the features of every batch that is mixed ahead of its learning."""
+    side, spec = settings.mixer.image_size, settings.mixer
+    narrow = check_and_measure(replace(settings, max_staleness=1))
+
+    wide = check_and_measure(replace(settings, max_staleness=2))
+
+    channels = spec.backbone.channels[spec.stage]
+    assert wide - narrow >= BATCH * 4 * channels * spec.tokens(side, side)
 
 
 def test_half_the_bytes_are_enough(server: MixerServer, settings: SessionSettings, method: CoTraining):
@@ -263,6 +320,7 @@ def test_a_batch_of_another_size_ends_its_stream(owner: Owner, stub: OnlineServi
     [
         ({"batch_size": 60_000}, CODE.RESOURCE_EXHAUSTED),
         ({"world_size": 0}, CODE.INVALID_ARGUMENT),
+        ({"world_size": 100}, CODE.INVALID_ARGUMENT),
         ({"mixer": "{}"}, CODE.INVALID_ARGUMENT),
         ({"learning": "[" * 1000}, CODE.INVALID_ARGUMENT),
         ({"logit_format": pb.LOGIT_FORMAT_UNSPECIFIED}, CODE.INVALID_ARGUMENT),

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from online_sessions import BATCH, Owner, items_of, owned, pipeline, settings_of, training_server
+from online_sessions import BATCH, Owner, call_of, items_of, owned, pipeline, settings_of, training_server
 from serving import WAIT_S, sample, serve, wait_until
 
 from mixer_server.app import MixerServer
+from mixer_server.online.keys import NAME
 from samix import connect
+from samix.client.online.session import permitted_name
 from samix.cotraining.settings import SessionSettings
-from samix.errors import MixerOverloaded, WrongState
+from samix.errors import BadBatch, MixerCancelled, MixerError, MixerOverloaded, WrongState
 from samix.mixing.artefact import load_mixer
 from trainer.methods.online import CoTraining
 
@@ -88,6 +90,40 @@ def test_the_end_leaves_a_mixer_and_no_checkpoint(tmp_path: Path, settings: Sess
         one.open()
 
 
+def test_an_end_that_fails_loses_nothing(owner: Owner):
+    """Where the mixer cannot be exported under the name that was asked for, its session goes on."""
+    with pytest.raises(BadBatch, match="a mixer's name"):
+        owner.session.close("no/name", timeout_s=WAIT_S)
+
+    owner.ask(items_of(0, 1, "paper"))
+    assert owner.learned(0).step == 0
+
+
+def test_a_stream_that_was_replaced_sends_nothing_more(
+    server: MixerServer, owner: Owner, settings: SessionSettings, method: CoTraining
+):
+    """What comes from the process before a run came back counts for nothing, be it under way already."""
+    session = server.sessions.get(owner.session.key.message())
+    before: list[MixerError] = []
+    session.join(0, before.append)
+    owner.open(3)
+
+    with pytest.raises(MixerCancelled):
+        session.submit(call_of(items_of(30, 1, "paper")[0]), 0, WAIT_S, lambda _: None, before.append)
+
+    assert len(before) == 1
+    owner.send(3, method.classifier)
+    owner.ask(items_of(3, 1, "paper"))
+    assert owner.learned(3).step == 3
+
+
+def test_names_are_made_fit():
+    """Sessions and mixers are named after folders, whatever these are called."""
+    assert permitted_name("a run/with: signs") == "a-run-with--signs"
+    assert permitted_name("._-") == "run"
+    assert NAME.fullmatch(permitted_name("é" + "x" * 100))
+
+
 def test_sessions_learn_side_by_side(server: MixerServer, settings: SessionSettings, method: CoTraining):
     """Two sessions at once learn what each learns alone."""
     losses = []
@@ -122,12 +158,19 @@ def test_an_idle_session_leaves_memory_and_is_found_again(
     tmp_path: Path, settings: SessionSettings, method: CoTraining
 ):
     """A session that nobody uses is written and leaves memory; whoever comes back goes on where it stood."""
-    with training_server(tmp_path, idle_s=0.2) as server, owned(server, settings) as one:
+    with training_server(tmp_path) as server, owned(server, settings) as one:
         one.open()
         one.send(0, method.classifier)
         one.ask(items_of(0, 1, "paper"))
-        wait_until(lambda: sample(server, "mixer_online_reaped_total") >= 1)
-        wait_until(lambda: sample(server, "mixer_online_memory_bytes") == 0)
+        one.learned(0)
+        server.sessions.reap_idle()
+        assert sample(server, "mixer_online_reaped_total") == 0
+        server.sessions.get(one.session.key.message()).desk.last_used_s -= server.config.online.idle_s
+
+        server.sessions.reap_idle()
+
+        assert sample(server, "mixer_online_reaped_total") == 1
+        assert sample(server, "mixer_online_memory_bytes") == 0
 
         state = one.state()
 

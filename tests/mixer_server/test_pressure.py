@@ -94,8 +94,10 @@ def test_health_answers_beside_many_watchers(mixer: FrozenMixer):
     with serve(mixer) as server, connect(server.addresses["grpc"]) as stub:
         with grpc.insecure_channel(server.addresses["grpc"]) as channel:
             health = health_of(channel)
-            watches = [health.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S) for _ in range(100)]
-            statuses = [next(watch).status for watch in watches]
+            watches, statuses = [], []
+            for _ in range(100):  # one after another: calls that begin at once do hold a thread each
+                watches.append(health.Watch(health_pb2.HealthCheckRequest(), timeout=WAIT_S))
+                statuses.append(next(watches[-1]).status)
             check = health.Check(health_pb2.HealthCheckRequest(), timeout=WAIT_S)
         reply = ask(stub, random_call())
 

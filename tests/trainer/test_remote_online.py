@@ -5,11 +5,12 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import torch
 from learning import NUM_CLASSES
 from online_sessions import pipeline, settings_of, training_server
-from serving import WAIT_S, sample, serve
+from serving import WAIT_S, sample, serve, wait_until
 from test_batch_mixing import Eager
 from training import ALONE, SIDE, events_of, make_batch, summary_of
 
@@ -128,6 +129,10 @@ class Rank:
             yield item
             self.mixing.updated(item.step)
 
+    def wait_for_server(self) -> None:
+        """Wait until gRPC has connected again: steps that fall back meanwhile take no time, and the run would end."""
+        grpc.channel_ready_future(self.connection.line().channel).result(WAIT_S)
+
     @property
     def fallbacks(self) -> float:
         return self.metrics.value("mixer_client_fallback_total")
@@ -165,6 +170,7 @@ def test_a_server_that_is_gone_is_replaced_batch_by_batch(settings: SessionSetti
     away = [next(steps) for _ in range(4)]
     lost = rank.fallbacks
     with training_server(tmp_path / "online", grpc_port=port) as server:
+        rank.wait_for_server()
         while rank.metrics.value("mixer_client_session_rejoins_total") == 0 or rank.fallbacks > lost:
             lost = rank.fallbacks
             next(steps)
@@ -185,6 +191,7 @@ def test_a_session_that_is_lost_is_begun_anew(settings: SessionSettings, tmp_pat
         for _ in range(3):
             next(steps)
     with training_server(tmp_path / "second", grpc_port=port) as server:
+        rank.wait_for_server()
         mixed = False
         while not mixed:
             lost = rank.fallbacks
@@ -221,7 +228,7 @@ def test_a_run_that_goes_on_goes_on_with_its_session(server: MixerServer, settin
         rank.mixing.close()
 
     assert names[0] == names[1] != names[2]
-    assert sample(server, "mixer_online_sessions") == before + 1
+    wait_until(lambda: sample(server, "mixer_online_sessions") == before + 1)  # a run does not wait long for that
     assert rank.mixing.session is not None
     again = Rank(server.addresses["grpc"], settings, tmp_path)
     OnlineSession(again.connection, rank.mixing.session.key, settings).close(timeout_s=WAIT_S)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from samix.client.online.session import permitted_name
 from samix.errors import MixerError
 from samix.mixing.artefact import load_mixer
 from samix.mixing.classifier import Classifier
@@ -56,9 +57,7 @@ class ClassifyFollowed(Method):
         assert self._mixing is not None
         session, path = self._mixing.session, folder / ARTEFACT
         assert session is not None
-        name = "".join(
-            sign if sign.isascii() and (sign.isalnum() or sign in "._-") else "-" for sign in folder.resolve().name
-        )
+        name = permitted_name(folder.resolve().name)
         try:
             path.write_bytes(session.export(name))
             figures = export_mixer(path, load_mixer(path), pictures, origin)

@@ -254,6 +254,8 @@ class _OpenStream:
             return
         self._answer = None
         logits = read_logits(pieces.join(), info.mask_shape, self._session.settings.logits)
+        if logits.ndim != 4 or logits.shape[1] != 1:
+            raise ValueError(f"logits must have shape [B, 1, rows, columns], got {list(logits.shape)}")
         self._settle(message.step, MixAnswer(logits=logits, info=info), len(pieces))
 
     def _settle(self, step: int, outcome: MixAnswer | MixerError, num_bytes: int) -> None:

@@ -18,9 +18,16 @@ from samix.status import from_rpc_error
 
 MessageT = TypeVar("MessageT", bound=Message)
 
+_MOST_SIGNS = 64
 _TOKEN_BYTES = 32
 _EXPORT_S = 120.0
 """Longest an export may take, seconds: its session may be in the middle of a pass."""
+
+
+def permitted_name(text: str) -> str:
+    """Turn a text, of a folder perhaps, into a name that sessions and their mixers may have."""
+    kept = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "._-") else "-" for sign in text)
+    return kept.lstrip("._-")[:_MOST_SIGNS] or "run"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +42,7 @@ class SessionKey:
     @classmethod
     def draw(cls, prefix: str) -> "SessionKey":
         """Draw a key whose name begins with a prefix, as far as names may have its characters."""
-        kept = "".join(sign if sign.isascii() and (sign.isalnum() or sign in "._-") else "-" for sign in prefix)
-        name = f"{kept.lstrip('._-')[:48] or 'run'}-{secrets.token_hex(4)}"
+        name = f"{permitted_name(prefix)[:48]}-{secrets.token_hex(4)}"
         return cls(name=name, token=secrets.token_bytes(_TOKEN_BYTES))
 
     def message(self) -> pb.SessionKey:

@@ -132,14 +132,18 @@ class Learner:
                 self._update.backward(loss.total)
         return Figures(classification=classification, mask=mask, lam_error=lam_error, spread=spread)
 
-    def finish_step(self, step: int, num_batches: int) -> None:
-        """Step the block by the mean of the gradients of so many batches."""
-        for parameter in self.mixer.block.parameters():
-            if parameter.grad is not None and num_batches > 1:
-                parameter.grad.div_(num_batches)
+    def finish_step(self, step: int, num_batches: int) -> bool:
+        """Step the block by the mean of the gradients of so many batches; False if some are no numbers: no step then."""
+        gradients = [parameter.grad for parameter in self.mixer.block.parameters() if parameter.grad is not None]
+        if not all(gradient.isfinite().all() for gradient in gradients):  # a finite loss may have such, too
+            self.forget_gradients()
+            return False
+        for gradient in gradients if num_batches > 1 else ():
+            gradient.div_(num_batches)
         self._update.stand_at(step)
         self._update.step()
         self.mixer.block.project()
+        return True
 
     def forget_gradients(self) -> None:
         """Begin a step anew."""

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mixer_server.online.agenda import Agenda, Answered, Settle, Waiting
 from mixer_server.online.checkpoints import Checkpoints, SessionRecord
@@ -271,10 +271,12 @@ class Session:
 
     def _close(self, work: Close) -> None:
         closed = work.closed
-        if closed.num_batches:
-            self._learner.finish_step(closed.step, closed.num_batches)
+        if closed.num_batches and self._learner.finish_step(closed.step, closed.num_batches):
             self._losses = mean_losses(closed.step, self._step_figures)
-            self._step_figures = []
+        elif closed.num_batches:
+            log.warning("gradient_not_finite", extra={"session": self.name, "step": closed.step})
+            closed = replace(closed, num_batches=0)
+        self._step_figures = []
         self._parts.metrics.closed(self, closed, self._losses)
         self.next_step = work.agenda.next_step
         if self.next_step - self.checkpoint_step >= self._parts.config.checkpoint_steps:

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -269,8 +268,10 @@ class Sessions:
 
     def _reap(self) -> None:
         while not self._is_draining.wait(min(self.config.idle_s / 8, 60.0)):
-            with suppress(OSError):
+            try:
                 self.reap_idle()
+            except Exception:  # the edge of this thread
+                log.exception("reaping_failed")
 
 
 def online_device(kind: str) -> torch.device:

@@ -111,6 +111,24 @@ def test_weights_every_few_steps_follow_the_corrected_schedule(every: int):
         torch.testing.assert_close(value, kept * before[name] + (1 - kept) * after[name])
 
 
+def test_a_gradient_that_is_not_finite_teaches_nothing():
+    """A step whose gradient is no number leaves the block as it was, and the next one learns."""
+    method = pipeline("paper")
+    learner, call = Learner.build(settings_of(method), torch.device("cpu")), call_of(items_of(0, 1, "paper")[0])
+    learner.start_from(floating_state(method.classifier))
+    before = [parameter.detach().clone() for parameter in learner.mixer.block.parameters()]
+    learner.learn(learner.mix(call, 0))
+    spoiled = next(parameter for parameter in learner.mixer.block.parameters() if parameter.grad is not None)
+    spoiled.grad = torch.full_like(spoiled, torch.nan)
+
+    assert not learner.finish_step(0, 1)
+
+    assert all(map(torch.equal, before, learner.mixer.block.parameters()))
+    learner.learn(learner.mix(call, 0))
+    assert learner.finish_step(1, 1)
+    assert not all(map(torch.equal, before, learner.mixer.block.parameters()))
+
+
 def test_a_batch_of_another_size_is_mixed_too(tmp_path: Path):
     """The last batch of an epoch may be smaller."""
     method = pipeline("paper")

@@ -266,7 +266,7 @@ def test_pickled_with_threads(running: tuple[ScriptedServicer, str]) -> None:
 
 def test_mix_checks_once(running: tuple[ScriptedServicer, str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch is checked once on its way, which for float images means to read all of it."""
-    from samix.client import remote as module
+    from samix.client import remote_mixer as module
 
     calls: list[Tensor] = []
     check = module.check_images

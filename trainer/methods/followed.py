@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from samix.client.online.session import permitted_name
-from samix.errors import MixerError
+from samix.errors import ArtefactError, MixerError
 from samix.mixing.artefact import load_mixer
 from samix.mixing.classifier import Classifier
 from trainer.export import Origin, export_mixer
@@ -61,9 +61,12 @@ class ClassifyFollowed(Method):
         try:
             path.write_bytes(session.export(name))
             figures = export_mixer(path, load_mixer(path), pictures, origin)
-            session.close(name)
-            forget_key(folder)
-        except MixerError as error:  # the classifier is trained all the same
+        except (ArtefactError, MixerError) as error:  # the classifier is trained all the same
             log.warning("mixer_not_exported", extra={"session": session.key.name, "reason": str(error)})
             return {"mixer": None}
+        try:
+            session.close(name)
+            forget_key(folder)
+        except MixerError as error:  # the mixer is here all the same
+            log.warning("session_not_closed", extra={"session": session.key.name, "reason": str(error)})
         return {"mixer": str(path), **figures}

@@ -133,7 +133,7 @@ class Learner:
         return Figures(classification=classification, mask=mask, lam_error=lam_error, spread=spread)
 
     def finish_step(self, step: int, num_batches: int) -> bool:
-        """Step the block by the mean of the gradients of so many batches; False if some are no numbers: no step then."""
+        """Step the block by the mean gradient of so many batches; False, and no step, where it is not finite."""
         gradients = [parameter.grad for parameter in self.mixer.block.parameters() if parameter.grad is not None]
         if not all(gradient.isfinite().all() for gradient in gradients):  # a finite loss may have such, too
             self.forget_gradients()

@@ -1,11 +1,13 @@
 """Co-training sessions on a server of milliseconds, beside the in-process pipeline that they must agree with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
+import pytest
 import torch
 from co_training import co_training, planned
 from learning import NUM_CLASSES, SIDE
@@ -168,6 +170,21 @@ class Owner:
             stream.close()
         if self.sender is not None:
             self.sender.close()
+
+
+def goes_on(owner: Owner) -> bool:
+    """Whether the next step is mixed and learned."""
+    step = owner.state().step
+    owner.ask(items_of(step, 1, "paper"))
+    return owner.learned(step).step == step
+
+
+def refused(call: Callable[[], Any]) -> grpc.StatusCode:
+    """Return the status that a call is refused with."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call()
+    assert isinstance(caught.value, grpc.Call)
+    return caught.value.code()
 
 
 def call_of(item: Planned) -> TrainCall:

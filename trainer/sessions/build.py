@@ -72,21 +72,8 @@ def open_session_mixing(
     """
     mixing = config.mixing
     online = OnlineConfig(**{field.name: getattr(drawing, field.name) for field in fields(OnlineConfig)})
-    settings = SessionSettings(
-        mixer=config.online.mixer_spec(config.model, config.data.image_size),
-        learning=Learning(online=online, optimiser=config.online.mixer_optimiser, drop_path=config.model.drop_path),
-        num_classes=config.data.num_classes,
-        clean_head=method.classifier.head_one is not None,
-        world_size=world.size,
-        batch_size=config.data.global_batch // world.size,
-        length=RunLength(steps_per_epoch=steps_per_epoch, epochs=config.epochs),
-        seed=config.seed,
-        weights_every=mixing.session.weights_every,
-        max_staleness=mixing.session.max_staleness,
-        precision="bf16" if config.precision == "bf16" else "fp32",
-        logits=mixing.session.logits,
-        recipe=config.out.resolve().name,
-    )
+    length = RunLength(steps_per_epoch=steps_per_epoch, epochs=config.epochs)
+    settings = _session_settings(config, online, length, method, world)
     client = ClientConfig(deadline_s=mixing.deadline_s, credentials=find_credentials(mixing))
     opener = SessionOpener(
         Connection(mixing.endpoint, client),
@@ -111,3 +98,24 @@ def open_session_mixing(
     method.attach(session_mixing)
     with closing(session_mixing):
         yield session_mixing
+
+
+def _session_settings(
+    config: TrainConfig, online: OnlineConfig, length: RunLength, method: ClassifyFollowed, world: World
+) -> SessionSettings:
+    session = config.mixing.session
+    return SessionSettings(
+        mixer=config.online.mixer_spec(config.model, config.data.image_size),
+        learning=Learning(online=online, optimiser=config.online.mixer_optimiser, drop_path=config.model.drop_path),
+        num_classes=config.data.num_classes,
+        clean_head=method.classifier.head_one is not None,
+        world_size=world.size,
+        batch_size=config.data.global_batch // world.size,
+        length=length,
+        seed=config.seed,
+        weights_every=session.weights_every,
+        max_staleness=session.max_staleness,
+        precision="bf16" if config.precision == "bf16" else "fp32",
+        logits=session.logits,
+        recipe=config.out.resolve().name,
+    )

@@ -15,13 +15,13 @@ from mixer_server.datasets.checking import Checker
 from mixer_server.datasets.claims import Claims
 from mixer_server.datasets.config import DatasetsConfig
 from mixer_server.datasets.feed import Feed
+from mixer_server.datasets.messages import CHUNK_BYTES
 from mixer_server.datasets.metrics import DatasetMetrics
 from mixer_server.datasets.subscriber import MAX_UP_BYTES, METHOD, Limits, Subscriber
 from mixer_server.front.edge import caller_of, key_of, parse
 from mixer_server.front.intake import Intake
 from mixer_server.front.patience import Patience
 from mixer_server.front.request_config import RequestConfig
-from mixer_server.front.stream_batch import CHUNK_BYTES
 from mixer_server.metrics import UNKNOWN, MixerMetrics
 from mixer_server.scheduling.batcher import SHUTTING_DOWN
 from mixer_server.scheduling.budget import MemoryBudget

@@ -29,7 +29,7 @@ REFUSALS = frozenset({Code.OK, Code.INVALID_ARGUMENT, Code.NOT_FOUND})
 _WINDOW = 8
 _WARM_UP = 0.05
 _MIB = 1 << 20
-_MAX_GROWTH_BYTES = 64 * _MIB
+_MAX_GROWTH_BYTES = 160 * _MIB  # malloc is told to keep what the largest inputs took; a leak grows with their number
 _MAX_PEAK_BYTES = 192 * _MIB  # of the inputs under way together: of 4 MiB each, copied here and there
 _MAX_MORE_THREADS = 24  # pools grow by a thread whenever a job comes just before another one ends
 
